@@ -1,0 +1,12 @@
+"""How the silent library reports long work: a callable that cli/ turns into a bar with the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+#: progress(stage, done, total): `stage` is a short noun phrase, `done` and `total` count the same thing.
+Progress = Callable[[str, float, float], None]
+
+
+def silent(stage: str, done: float, total: float) -> None:
+    """The default: say nothing."""
