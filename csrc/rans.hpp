@@ -1,0 +1,82 @@
+// The model that encoder, decoder and docs/format.md share: buckets, alphabets, frequencies, alias cells.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace sprat::rans {
+
+constexpr int kBuckets = 64;      // contexts a quantizer: bucket b expects symbols of std 2^((b - kZero) / 4)
+constexpr int kZero = 24;
+constexpr int kOffset = 128;      // bucket = clip(row_class + col_class - kOffset, 0, kBuckets - 1)
+constexpr int kSums = 511;        // values that row_class + col_class can take
+constexpr int kContexts = 2 * kBuckets;
+constexpr int kMaxCells = 128;
+constexpr int kProbBits = 14;
+constexpr uint32_t kTotal = 1u << kProbBits;
+constexpr uint32_t kLow = 1u << 16;  // rANS states live in [2^16, 2^32) and are refilled by 16-bit words
+constexpr int kLanes = 8;
+constexpr int64_t kChunk = 131072;   // weights a chunk, about
+constexpr int kAbsent = 127;         // level of a symbol that has no slot (coded by escape)
+constexpr int64_t kEscape = 0x7fff;  // symbol of the escape cell in decode tables
+
+// log2 of the alphabet of bucket b: symbols -K..K and the escape, K = cells / 2 - 1. About ten deviations.
+constexpr int cell_bits(int b) {
+    return b <= kZero - 4 ? 4 : b <= kZero + 2 ? 5 : b <= kZero + 6 ? 6 : 7;
+}
+// Low bits of a symbol that are sent raw: keeps the coded part's std below 2^3.5.
+constexpr int raw_bits(int b) { return b <= kZero + 14 ? 0 : (b - kZero - 14 + 3) / 4; }
+
+constexpr int bucket_of_sum(int sum) {
+    const int b = sum - kOffset;
+    return b < 0 ? 0 : b >= kBuckets ? kBuckets - 1 : b;
+}
+
+using Levels = std::array<uint8_t, kMaxCells>;    // -8 log2 p up to a constant; kAbsent: no slot
+using Freqs = std::array<uint16_t, kMaxCells>;    // sums to kTotal over the first `cells` entries
+
+// Levels to frequencies, in integers so that every machine agrees. Throws std::invalid_argument.
+Freqs frequencies(const uint8_t* levels, int cells);
+void check_frequencies(const uint16_t* freq, int cells);
+
+// One alias cell, both halves: slot u of the cell belongs to half (u >= cut).
+struct Cell {
+    uint16_t freq[2];
+    int16_t bias[2];    // position within the symbol = u + bias
+    int16_t symbol[2];  // already signed; kEscape for the escape
+    uint16_t cut;
+    uint16_t unused;
+};
+void alias_cells(const uint16_t* freq, int bits, Cell* cells);
+
+// Rows of a chunk: whole groups of kLanes rows where a chunk holds that many.
+inline int64_t chunk_rows(int64_t n) {
+    int64_t rows = kChunk / n;
+    if (rows >= kLanes) rows -= rows % kLanes;
+    return rows < 1 ? 1 : rows;
+}
+
+// Dependent quantization: next state by parity of k, and which quantizer a state uses.
+template <int S>
+struct Trellis;
+template <>
+struct Trellis<0> {
+    static constexpr uint8_t next[1][2] = {{0, 0}};
+    static constexpr int quantizer(int) { return 0; }
+};
+template <>
+struct Trellis<4> {
+    static constexpr uint8_t next[4][2] = {{0, 2}, {2, 0}, {1, 3}, {3, 1}};
+    static constexpr int quantizer(int s) { return s >> 1; }
+};
+template <>
+struct Trellis<8> {
+    static constexpr uint8_t next[8][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4}, {2, 0}, {4, 6}, {3, 1}, {7, 5}};
+    static constexpr int quantizer(int s) { return s & 1; }
+};
+
+}  // namespace sprat::rans

@@ -1,0 +1,1 @@
+"""How bits lie: stored tensors, entropy coder, the `.sprat` container and its exact byte ledger."""
