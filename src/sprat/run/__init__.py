@@ -1,0 +1,1 @@
+"""Running a `.sprat`: tokenizer, text generation, export (knows nothing of calibration)."""

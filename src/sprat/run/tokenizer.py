@@ -1,0 +1,138 @@
+"""The tokenizer inside a `.sprat`, opened with `tokenizers` and a chat template in jinja2 alone (no transformers)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tokenizers import Tokenizer
+
+from sprat.errors import FormatError, SourceError
+
+if TYPE_CHECKING:
+    from sprat.coding.container import Artifact
+
+#: A chat message: {"role": "user" | "assistant" | "system", "content": text}.
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Text to tokens and back, for one model."""
+
+    backend: Tokenizer
+    chat_template: str | None = None
+    special: dict[str, str] = field(default_factory=dict)
+    eos_ids: frozenset[int] = frozenset()
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids; `special` adds what the model expects around a text (a beginning-of-text token, say)."""
+        return self.backend.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def prefix(self) -> list[int]:
+        """The special tokens that the model expects before a text."""
+        plain, full = self.encode("a", special=False), self.encode("a")
+        for start in range(len(full) - len(plain) + 1):
+            if full[start : start + len(plain)] == plain:
+                return full[:start]
+        return []
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation, up to where the model's answer begins."""
+        if self.chat_template is None:
+            raise SourceError("this model has no chat template: give it a text to continue")
+        text = render(self.chat_template, messages, self.special)
+        return self.encode(text, special=False)
+
+    def stream(self, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` as it comes, each piece as soon as its characters are whole.
+
+        Tokens may hold parts of a character, and spaces depend on what stands before, so a piece is what decoding
+        gains with the last tokens in front of it.
+        """
+        window = list(prompt[-4:])
+        shown = self.decode(window)
+        for token in ids:
+            window.append(token)
+            text = self.decode(window)
+            if len(text) > len(shown) and not text.endswith("�"):
+                yield text[len(shown) :]
+                window = window[-4:]
+                shown = self.decode(window)
+        rest = self.decode(window)
+        if len(rest) > len(shown):
+            yield rest[len(shown) :]
+
+
+def render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
+    """A chat template applied, as transformers would; the template is a stranger's, so it runs sandboxed."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **special
+        )
+    except TemplateError as error:
+        raise SourceError(f"the model's chat template refused this conversation: {error}") from error
+
+
+def open_tokenizer(artifact: Artifact) -> TextTokenizer:
+    """The tokenizer of a file, with the ids that end a text."""
+    return from_files(artifact.tokenizer, artifact.config)
+
+
+def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer:
+    """From tokenizer.json and what stands beside it: tokenizer_config.json, chat_template.jinja, generation config."""
+    if "tokenizer.json" not in files:
+        raise FormatError("section 'tokenizer': no tokenizer.json in it")
+    try:
+        backend = Tokenizer.from_str(files["tokenizer.json"].decode())
+        settings = _json(files, "tokenizer_config.json")
+        generation = _json(files, "generation_config.json")
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise FormatError(f"section 'tokenizer': {error}") from error
+    # Whoever wrote the tokenizer may have left its training-time settings on.
+    backend.no_truncation()
+    backend.no_padding()
+    special = {
+        name: _token(value) for name, value in settings.items() if name.endswith("_token") and _token(value)
+    }
+    template = (
+        files["chat_template.jinja"].decode()
+        if "chat_template.jinja" in files
+        else settings.get("chat_template")
+    )
+    if isinstance(template, list):  # several named templates
+        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+    ends = {backend.token_to_id(special["eos_token"])} if "eos_token" in special else set()
+    for source in (config, generation):
+        value = source.get("eos_token_id")
+        ends |= set(value) if isinstance(value, list) else {value}
+    return TextTokenizer(backend, template, special, frozenset(i for i in ends if isinstance(i, int)))
+
+
+def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    value = json.loads(files[name]) if name in files else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _token(value: Any) -> str:
+    """A special token is written as a string or as {"content": string, ...}."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else ""

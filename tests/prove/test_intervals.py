@@ -1,0 +1,54 @@
+"""Bootstrap intervals: the right figure, the right coverage, paired, and the same from the same seed."""
+
+import numpy as np
+import pytest
+
+from sprat.prove.intervals import estimate, expanded_tail, resample, t_quantile
+
+
+def mean(sums):
+    return sums[..., 0] / sums[..., 1]
+
+
+def test_t_quantile_matches_tables():
+    for freedom, expected in [(1, 12.706), (2, 4.303), (5, 2.571), (10, 2.228), (39, 2.0227)]:
+        assert t_quantile(1.959964, freedom) == pytest.approx(expected, rel=4e-3)
+
+
+def test_tail_approaches_the_plain_percentile():
+    assert expanded_tail(10**6, 0.95) == pytest.approx(0.025, abs=1e-5)
+    assert expanded_tail(8, 0.95) < 0.012
+
+
+@pytest.mark.parametrize("contexts", [10, 40])
+def test_intervals_cover_the_truth_about_as_often_as_they_claim(contexts):
+    random = np.random.default_rng(0)
+    trials, truth, hits = 400, 0.3, 0
+    for trial in range(trials):
+        # Tokens of a context share its level, so a bootstrap over tokens would be far too sure.
+        level = random.gamma(4, truth / 4, size=contexts)
+        tokens = random.exponential(level[:, None], size=(contexts, 50))
+        sums = np.stack([tokens.sum(1), np.full(contexts, 50)], axis=1)
+        found = estimate(sums, resample(sums, 500, seed=trial), mean)
+        hits += found.low <= truth <= found.high
+    assert 0.90 <= hits / trials <= 0.985
+
+
+def test_a_paired_difference_is_narrower_than_either_figure():
+    random = np.random.default_rng(1)
+    level = random.normal(3, 1, size=30)
+    sums = np.stack([level, level + random.normal(0.1, 0.01, size=30), np.ones(30)], axis=1)
+    draws = resample(sums, 1000, seed=2)
+    one = estimate(sums, draws, lambda s: s[..., 0] / s[..., 2])
+    difference = estimate(sums, draws, lambda s: (s[..., 1] - s[..., 0]) / s[..., 2])
+    assert difference.low < 0.1 < difference.high
+    assert (difference.high - difference.low) < 0.05 * (one.high - one.low)
+
+
+def test_same_seed_same_interval_and_one_context_has_none():
+    sums = np.array([[1.0, 10], [2, 10], [4, 10]])
+    first, again = (estimate(sums, resample(sums, 200, seed=7), mean) for _ in range(2))
+    assert first == again
+    alone = estimate(sums[:1], resample(sums[:1], 200), mean)
+    assert alone.value == 0.1
+    assert (alone.low, alone.high) == (-np.inf, np.inf)

@@ -1,0 +1,92 @@
+"""Figures against a plain float64 reference, on tiny random models."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sprat.errors import ProofError
+from sprat.prove.metrics import compare, summarise
+from sprat.prove.text import Contexts
+
+
+def tiny(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def contexts() -> Contexts:
+    ids = np.random.default_rng(0).integers(0, 97, size=(5, 24))
+    return Contexts(ids, np.array([40, 41, 42, 43, 44]), skip=12)
+
+
+def reference(original, compressed, contexts):
+    """Per-token figures with whole logits in float64."""
+    kl, nll_p, nll_q, same = [], [], [], []
+    with torch.no_grad():
+        for row in contexts.ids:
+            ids = torch.from_numpy(row)[None]
+            p, q = (
+                m(ids).logits[0, contexts.skip : -1].double().log_softmax(-1) for m in (original, compressed)
+            )
+            x = ids[0, contexts.skip + 1 :]
+            kl.append((p.exp() * (p - q)).sum(-1))
+            nll_p.append(-p[range(len(x)), x])
+            nll_q.append(-q[range(len(x)), x])
+            same.append(p.argmax(-1) == q.argmax(-1))
+    return [torch.stack(v).double().numpy() for v in (kl, nll_p, nll_q, same)]
+
+
+def test_figures_match_the_reference(contexts):
+    original, compressed = tiny(0), tiny(1)
+    kl, nll_p, nll_q, same = reference(original, compressed, contexts)
+    scores = compare(original, compressed, contexts)
+    assert scores.kl.shape == (5, 11)
+    np.testing.assert_allclose(scores.kl, kl, rtol=1e-4)
+    metrics = summarise(scores)
+    assert metrics.kl.value == pytest.approx(kl.mean(), rel=1e-5)
+    assert metrics.kl_median == pytest.approx(np.median(kl), rel=1e-4)
+    assert metrics.kl_max == pytest.approx(kl.max(), rel=1e-4)
+    assert metrics.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
+    assert metrics.same_top.value == same.mean()
+    assert metrics.perplexity_original.value == pytest.approx(math.exp(nll_p.mean()), rel=1e-5)
+    assert metrics.perplexity_compressed.value == pytest.approx(math.exp(nll_q.mean()), rel=1e-5)
+    assert metrics.perplexity_ratio.value == pytest.approx(math.exp((nll_q - nll_p).mean()), rel=1e-5)
+    assert metrics.bits_per_byte_original.value == pytest.approx(nll_p.sum() / math.log(2) / 210, rel=1e-5)
+    assert metrics.kl.low < metrics.kl.value < metrics.kl.high
+
+
+def test_identical_models_cost_exactly_nothing(contexts):
+    metrics = summarise(compare(tiny(0), tiny(0), contexts))
+    assert (metrics.kl.value, metrics.kl.low, metrics.kl.high, metrics.kl_max) == (0, 0, 0, 0)
+    assert (metrics.same_top.value, metrics.perplexity_ratio.value) == (1, 1)
+    assert metrics.bits_per_byte_difference.value == 0
+
+
+def test_progress_and_inputs_are_left_alone(contexts):
+    calls, before = [], contexts.ids.copy()
+    compare(tiny(0), tiny(1), contexts, lambda *call: calls.append(call))
+    assert calls[-1] == ("comparing the two models", 5, 5)
+    assert (contexts.ids == before).all()
+
+
+@pytest.mark.parametrize(("broken", "name"), [(0, "original"), (1, "compressed")])
+def test_logits_that_are_not_finite_are_refused(contexts, broken, name):
+    models = [tiny(0), tiny(1)]
+    models[broken].lm_head.weight.data[3, 3] = math.nan
+    with pytest.raises(ProofError, match=f"the {name} model gave logits that are not finite"):
+        compare(*models, contexts)
+
+
+def test_two_vocabularies_are_refused(contexts):
+    other = tiny(1)
+    other.resize_token_embeddings(101)
+    with pytest.raises(ProofError, match="97 and 101 tokens"):
+        compare(tiny(0), other, contexts)
