@@ -1,7 +1,7 @@
 """sprat fits a language model into the bytes you have, proves what that cost, and runs the result.
 
-The verbs of the command line are the functions of this module: `load`, `fit`, `plan`, `open`, `prove`, `export`.
-They are imported when first used, so that `import sprat` needs neither torch nor time.
+The verbs of the command line are the functions of this module: `load`, `fit`, `plan`, `open`, `prove`,
+`export`. They are imported when first used, so that `import sprat` needs neither torch nor time.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def missing(error: ModuleNotFoundError) -> ImportError:
 
 
 class _Sprat(ModuleType):
-    """Two verbs share their name with a folder or file of the package (`fit`, `prove`). Importing such a submodule
-    would bind the module over the function; here the function stays."""
+    """Two verbs share their name with a folder or file of the package (`fit`, `prove`). Importing such a
+    submodule would bind the module over the function; here the function stays."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _VERBS and isinstance(value, ModuleType)):

@@ -1,9 +1,10 @@
 """Paired bootstrap intervals over contexts.
 
-Neighbouring tokens are not independent, so the unit that is drawn again is a whole context with both models' figures
-in it (cluster bootstrap, Davison & Hinkley 1997 §3.8; paired, so what both models share cancels).
-With few contexts the plain percentile interval is too short; its percentiles are moved outwards as a t interval of the
-same size would ask (the "expanded percentile interval", Hesterberg 2015, doi:10.1080/00031305.2015.1089789 §4.3).
+Neighbouring tokens are not independent, so the unit that is drawn again is a whole context with both models'
+figures in it (cluster bootstrap, Davison & Hinkley 1997 §3.8; paired, so what both models share cancels).
+With few contexts the plain percentile interval is too short; its percentiles are moved outwards as a t
+interval of the same size would ask (the "expanded percentile interval", Hesterberg 2015,
+doi:10.1080/00031305.2015.1089789 §4.3).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def resample(sums: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarr
 
 
 def estimate(sums: np.ndarray, draws: np.ndarray, statistic: Statistic, level: float = 0.95) -> Estimate:
-    """`statistic` of the summed columns of `sums`, with the interval that `draws` (from `resample`) gives it."""
+    """`statistic` of the summed columns of `sums`, with the interval that `draws` give it."""
     value = float(statistic(sums.sum(axis=0, dtype=np.float64)))
     if len(sums) < 2:
         return Estimate(value, -math.inf, math.inf, level)
@@ -61,7 +62,7 @@ def expanded_tail(clusters: int, level: float) -> float:
 
 
 def t_quantile(z: float, freedom: int) -> float:
-    """Student's t quantile where the normal one is z (exact for 1 and 2 degrees; else Cornish–Fisher, 3 terms)."""
+    """Student's t quantile where the normal one is z (1 and 2 degrees exact; else Cornish–Fisher)."""
     if freedom <= 2:
         p = NormalDist().cdf(z)
         return math.tan(math.pi * (p - 0.5)) if freedom == 1 else (2 * p - 1) / math.sqrt(2 * p * (1 - p))

@@ -1,8 +1,8 @@
 """Two causal language models on the same positions, streamed a context at a time.
 
-With p the original's next-token distribution, q the compressed model's and x the text's next token, each scored
-position gives  KL = Σ p (log p − log q),  −log p(x),  −log q(x)  in nats, and whether both favour the same token.
-Only one context's logits exist at a time, and only a few rows of them in full precision.
+With p the original's next-token distribution, q the compressed model's and x the text's next token, each
+scored position gives  KL = Σ p (log p − log q),  −log p(x),  −log q(x)  in nats, and whether both favour the
+same token. Only one context's logits exist at a time, and only a few rows of them in full precision.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Metrics:
 def compare(
     original: torch.nn.Module, compressed: torch.nn.Module, contexts: Contexts, progress: Progress = silent
 ) -> Scores:
-    """Score both models on `contexts`. Raises `ProofError` for logits that are not finite, naming the model."""
+    """Score both models on `contexts`. Raises `ProofError` naming the model whose logits are not finite."""
     import torch
 
     count, scored = len(contexts.ids), contexts.scored
@@ -86,7 +86,7 @@ def compare(
             p, q = forward[0](ids), forward[1](ids)
             if p.shape != q.shape:
                 raise ProofError(
-                    f"the models predict {p.shape[1]} and {q.shape[1]} tokens: KL needs one vocabulary for both"
+                    f"the models predict {p.shape[1]} and {q.shape[1]} tokens: KL needs one vocabulary"
                 )
             for start in range(0, scored, _ROWS):
                 rows = slice(start, min(start + _ROWS, scored))
@@ -98,7 +98,7 @@ def compare(
 
 
 def _forward(model: torch.nn.Module, skip: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """ids (1, length) -> logits (length − 1 − skip, vocabulary), not computing the others where the model can."""
+    """ids (1, length) -> logits (length − 1 − skip, vocabulary), and no others where the model can."""
     few = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def run(ids: torch.Tensor) -> torch.Tensor:

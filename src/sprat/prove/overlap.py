@@ -1,8 +1,8 @@
 """Was the evaluation text part of the calibration text? A small sketch, kept in the file, can tell.
 
-The sketch is the `size` smallest 64-bit hashes of all runs of eight words (bottom-k sampling, Broder 1997): an even
-sample of the calibration text's runs. The share of them that occur in another text estimates how much of the
-calibration text is in it, without keeping the text.
+The sketch is the `size` smallest 64-bit hashes of all runs of eight words (bottom-k sampling, Broder 1997):
+an even sample of the calibration text's runs. The share of them that occur in another text estimates how
+much of the calibration text is in it, without keeping the text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORDS = 8
 
 
 def sketch(text: str, size: int = 64) -> str:
-    """Base64 of at most `size` hashes (64: about 700 characters); empty for a text of fewer than eight words."""
+    """Base64 of at most `size` hashes (64: about 700 characters); empty for a text of under eight words."""
     smallest = heapq.nsmallest(size, set(_runs(text)))
     return base64.b64encode(np.array(smallest, "<u8").tobytes()).decode()
 

@@ -62,11 +62,12 @@ def prove(
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`.
 
-    tokens: how many tokens of context to read (default 20,480: 40 contexts of 512), spread evenly over the text.
-    context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context // 2), so
-    that every scored token has that much in front of it. dtype: what both models are computed in; bfloat16 is about
-    twice as fast where the CPU has it, and its own noise is a KL of about 1e-3.
-    Raises `ProofError` where the two cannot be compared or the text cannot serve.
+    tokens: how many tokens of context to read (default 20,480: 40 contexts of 512), spread evenly over the
+    text.
+    context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context //
+    2), so that every scored token has that much in front of it. dtype: what both models are computed in;
+    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3. Raises
+    `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
     from sprat.run.model import to_torch
@@ -134,8 +135,8 @@ def _load(against: str | Path | Source, dtype: str) -> Source:
 
 
 def same_tokens(mine: TextTokenizer, theirs: Any, content: str, sample: int = 100_000) -> None:
-    """`ProofError` where two tokenizers cut the text's first characters differently: KL compares distributions over
-    the same tokens. `theirs` is a transformers tokenizer."""
+    """`ProofError` where two tokenizers cut the text's first characters differently: KL compares
+    distributions over the same tokens. `theirs` is a transformers tokenizer."""
     piece = content[:sample]
     a, b = mine.encode(piece, special=False), list(theirs(piece, add_special_tokens=False)["input_ids"])
     if a == b:
@@ -143,15 +144,17 @@ def same_tokens(mine: TextTokenizer, theirs: Any, content: str, sample: int = 10
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     raise ProofError(
         f"the file and the original cut text into different tokens (from token {at} on: "
-        f"{mine.decode(a[at : at + 3])!r} against {theirs.decode(b[at : at + 3])!r}). KL and same-top compare "
-        f"distributions over the same tokens, so they cannot be had: is this the model that the file was made from?"
+        f"{mine.decode(a[at : at + 3])!r} against {theirs.decode(b[at : at + 3])!r}). KL and same-top "
+        f"compare distributions over the same tokens, so they cannot be had: is this the model that the file "
+        f"was made from?"
     )
 
 
 def calibration_overlap(provenance: dict[str, Any], sample: texts.Text) -> dict[str, Any]:
     """Whether the evaluation text was seen in calibration, as far as the file's provenance can tell.
 
-    Reads provenance["calibration"]: {"source": "self" or a name, "sha256": [of each file], "sketch": overlap.sketch}.
+    Reads provenance["calibration"]: {"source": "self" or a name, "sha256": [of each file], "sketch":
+    overlap.sketch}.
     """
     said = provenance.get("calibration") or {}
     origin = str(said.get("source", "unknown"))

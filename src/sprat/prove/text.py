@@ -89,8 +89,8 @@ def cut(
 ) -> Contexts:
     """At most tokens // length contexts of `length` tokens, spread evenly over the text.
 
-    `prefix`: special tokens that open every context, as the model expects. Raises `ProofError` for a text that is
-    too short for one context.
+    `prefix`: special tokens that open every context, as the model expects. Raises `ProofError` for a text
+    that is too short for one context.
     """
     count = max(1, tokens // length)
     windows: list[tuple[list[int], int]] = []
@@ -118,8 +118,8 @@ def _windows(
 ) -> Iterator[tuple[list[int], int]]:
     """Consecutive windows of `length` tokens whose scored span starts and ends between characters.
 
-    Byte-level tokens can hold part of a character, and then share its offsets; a span that starts or ends there
-    would count bytes that it did not predict, so the window moves on by a token.
+    Byte-level tokens can hold part of a character, and then share its offsets; a span that starts or ends
+    there would count bytes that it did not predict, so the window moves on by a token.
     """
     ends = (
         np.maximum.accumulate(np.array([end for _, end in offsets], np.int64))
@@ -134,8 +134,8 @@ def _windows(
         if not (clean[first] and clean[last]):
             at += 1
             continue
-        # The bytes of a span run from the end of the token before it, so that spaces which a tokenizer trims from
-        # its offsets are counted, and each once.
+        # The bytes of a span run from the end of the token before it, so that spaces which a tokenizer trims
+        # from its offsets are counted, and each once.
         span = piece[int(ends[first - 1]) : int(ends[last - 1])]
         if span:
             yield ids[at:last], len(span.encode())

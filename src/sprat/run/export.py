@@ -31,8 +31,8 @@ def export(
 ) -> Path:
     """Write `file` in the form `to` ("hf") into `directory`, which must not exist or be empty; returns it.
 
-    dtype float32 holds exactly what the file stands for; bfloat16 rounds it and halves the folder. Nothing is left
-    under the final name when writing fails.
+    dtype float32 holds exactly what the file stands for; bfloat16 rounds it and halves the folder. Nothing
+    is left under the final name when writing fails.
     """
     from sprat.coding.container import open as open_artifact
 

@@ -1,6 +1,7 @@
 """Text from a `.sprat`: prompt in, pieces of text out.
 
-All that is asked of what computes the model is `Engine.logits`; torch does it now, a native engine can take its place.
+All that is asked of what computes the model is `Engine.logits`; torch does it now, a native engine can take
+its place.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def generate(
 ) -> Iterator[str]:
     """Stream what the model writes after `prompt`, at most `max_tokens` tokens.
 
-    chat: answer the prompt as a user's message (True), continue it as text (False), or answer where the file has a
-    chat template (None). temperature 0 takes the likeliest token each time.
+    chat: answer the prompt as a user's message (True), continue it as text (False), or answer where the file
+    has a chat template (None). temperature 0 takes the likeliest token each time.
     """
     tokenizer = open_tokenizer(artifact)
     check_sampling(max_tokens, temperature, top_p)
@@ -94,7 +95,7 @@ def tokens(
 
 
 def sample(logits: np.ndarray, temperature: float, top_p: float, random: np.random.Generator) -> int:
-    """One token: the likeliest at temperature 0, else drawn from the smallest set that holds `top_p` of the mass."""
+    """One token: the likeliest at temperature 0, else drawn from the fewest that hold `top_p` of the mass."""
     if not np.isfinite(logits).any() or np.isnan(logits).any():
         raise SourceError("the model gave logits that are not finite: the file is broken")
     if temperature == 0:

@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def tensors(artifact: Artifact) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter by its Hugging Face name, float32 in the module's own layout, one stored entry at a time."""
+    """(Hugging Face name, float32 array in the module's own layout), one stored entry at a time."""
     for name, entry in artifact.entries().items():
         yield from expand({name: entry}).items()
 
@@ -29,8 +29,8 @@ def tensors(artifact: Artifact) -> Iterator[tuple[str, np.ndarray]]:
 def to_torch(artifact: Artifact, dtype: str = "float32") -> PreTrainedModel:
     """Build the model that the file stands for, in eval mode.
 
-    Peak memory is the model and its largest stored entry in float32. Raises `FormatError` where the tensors do not
-    fit the config.
+    Peak memory is the model and its largest stored entry in float32. Raises `FormatError` where the tensors
+    do not fit the config.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""The tokenizer inside a `.sprat`, opened with `tokenizers` and a chat template in jinja2 alone (no transformers)."""
+"""The tokenizer inside a `.sprat`, with its chat template: `tokenizers` and jinja2, no transformers."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class TextTokenizer:
     def stream(self, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` as it comes, each piece as soon as its characters are whole.
 
-        Tokens may hold parts of a character, and spaces depend on what stands before, so a piece is what decoding
-        gains with the last tokens in front of it.
+        Tokens may hold parts of a character, and spaces depend on what stands before, so a piece is what
+        decoding gains with the last tokens in front of it.
         """
         window = list(prompt[-4:])
         shown = self.decode(window)
@@ -98,7 +98,7 @@ def open_tokenizer(artifact: Artifact) -> TextTokenizer:
 
 
 def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer:
-    """From tokenizer.json and what stands beside it: tokenizer_config.json, chat_template.jinja, generation config."""
+    """From tokenizer.json and what stands beside it (chat_template.jinja, generation_config.json, …)."""
     if "tokenizer.json" not in files:
         raise FormatError("section 'tokenizer': no tokenizer.json in it")
     try:

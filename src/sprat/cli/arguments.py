@@ -1,0 +1,124 @@
+"""Arguments that several verbs share, and a parser whose errors name the nearest match."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from sprat.errors import BudgetError, RecipeError
+from sprat.sizes import Budget, parse_budget
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with sprat's errors: one line, exit status 2, the nearest flag or verb named."""
+
+    def __init__(self, *args: object, **options: object):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            word = unknown[1].split()[0]
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            message = f"unknown argument {word!r}{_guess(word.split('=')[0], flags)}"
+        elif choice := re.fullmatch(
+            r"argument (.*): invalid choice: '([^']*)' \(choose from (.*)\)", message
+        ):
+            allowed = [name.strip(" '") for name in choice[3].split(",")]
+            what = "verb" if choice[1] == "VERB" else choice[1]
+            message = (
+                f"unknown {what} {choice[2]!r}{_guess(choice[2], allowed)}: choose from {', '.join(allowed)}"
+            )
+        sys.stderr.write(f"sprat: error: {message}\n")
+        sys.stderr.write(f"try: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def _guess(word: str, allowed: list[str]) -> str:
+    match = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def budget(text: str) -> Budget:
+    """An argparse type."""
+    try:
+        return parse_budget(text)
+    except BudgetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def budgets(text: str) -> list[Budget]:
+    """An argparse type: budgets with commas between them."""
+    return [budget(part) for part in text.split(",") if part.strip()]
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face folder or hub id, a GGUF file, or the name of an installed model "
+        "package (smollm2-135m)",
+    )
+
+
+def add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .sprat file")
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """How the statistics are had: the same for `fit` and `plan`."""
+    parser.add_argument(
+        "--calibrate",
+        metavar="TEXT",
+        action="append",
+        help="calibration text: a UTF-8 file (may be given several times), '-' for standard input, "
+        "'hub:NAME', or "
+        "'self': the model writes it (default)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of everything random (default 0)"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, metavar="TOML", help="a recipe file, for settings other than the defaults"
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the recipe",
+    )
+
+
+def calibration(arguments: argparse.Namespace) -> str | list[str]:
+    """What `sprat.fit.fit` takes: "self", or the texts."""
+    given: list[str] = arguments.calibrate or ["self"]
+    if "self" not in given:
+        return given
+    if len(given) > 1:
+        raise RecipeError("--calibrate self stands alone: give the model's own text, or files")
+    return "self"
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """`--set a=1 --set b.c=x` as a dictionary; `RecipeError` for a pair without an equals sign."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise RecipeError(f"--set wants KEY=VALUE, not {pair!r}")
+        found[name.strip()] = value.strip()
+    return found

@@ -1,0 +1,72 @@
+"""`sprat fit`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sprat.cli import terminal
+from sprat.cli.arguments import add_calibration, add_model, budget, calibration, settings
+from sprat.sizes import format_bytes
+
+SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
+EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
+  sprat fit ./my-model --budget 40% --calibrate notes.txt -o mine.sprat
+  sprat fit model.gguf --budget 3.2bpw --seed 7 -o model.sprat"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        required=True,
+        metavar="B",
+        help="the size of the whole file: 50MB, 5.5GiB, 250kB, 500000, 40%% (of the original in bf16) "
+        "or 3.2bpw",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
+    )
+    add_calibration(parser)
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    from sprat.fit import fit
+
+    with terminal.bars() as progress:
+        result = fit(
+            arguments.model,
+            budget=arguments.budget,
+            out=arguments.out,
+            calibrate=calibration(arguments),
+            seed=arguments.seed,
+            recipe=recipe(arguments),
+            progress=progress,
+        )
+    rows = [
+        ("file", f"{result.path}"),
+        (
+            "size",
+            f"{result.nbytes:,} bytes ({format_bytes(result.nbytes)}) of a budget of {arguments.budget}",
+        ),
+        ("rate", f"{result.bits_per_weight:.3f} bits a weight, everything counted"),
+        ("predicted KL", f"{result.predicted_kl:.4f} nats a token"),
+    ]
+    if result.measured_kl is not None:
+        rows.append(("measured KL", f"{result.measured_kl:.4f} nats a token, on calibration text held out"))
+    stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
+    rows.append(("time", f"{sum(result.seconds.values()):.0f} s ({stages})"))
+    for name, value in rows:
+        terminal.out().print(f"{name:<13} {value}", markup=False, soft_wrap=True)
+    for warning in result.warnings:
+        terminal.note(warning)
+
+
+def recipe(arguments: argparse.Namespace):
+    """The recipe that --recipe and --set name; None for the defaults."""
+    if arguments.recipe is None and not arguments.settings:
+        return None
+    from sprat.fit import Recipe
+
+    return Recipe.read(arguments.recipe, settings(arguments.settings))

@@ -1,0 +1,55 @@
+"""`sprat plan`."""
+
+from __future__ import annotations
+
+import argparse
+
+from sprat.cli import terminal
+from sprat.cli.arguments import add_calibration, add_model, budgets, calibration
+from sprat.cli.fit import recipe
+
+SUMMARY = "Predict what each budget would cost, without writing anything."
+EXAMPLES = """  sprat plan smollm2-135m --budgets 30MB,50MB,80MB
+  sprat plan ./my-model --budgets 20%,40% --calibrate notes.txt --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--budgets",
+        type=budgets,
+        required=True,
+        metavar="B,B,…",
+        help="sizes with commas between: 30MB,50MB,80MB",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_calibration(parser)
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    from sprat.fit import plan
+
+    with terminal.bars() as progress:
+        rows = plan(
+            arguments.model,
+            arguments.budgets,
+            calibrate=calibration(arguments),
+            seed=arguments.seed,
+            recipe=recipe(arguments),
+            progress=progress,
+        )
+    if arguments.json:
+        fields = ("budget_bytes", "predicted_bytes", "predicted_kl", "bits_per_weight")
+        terminal.write_json([{name: getattr(row, name) for name in fields} for row in rows])
+        return
+    lines = [
+        (
+            f"{row.budget_bytes:,}",
+            f"{row.predicted_bytes:,}",
+            f"{row.bits_per_weight:.3f}",
+            f"{row.predicted_kl:.4f}",
+        )
+        for row in rows
+    ]
+    columns = ("budget, bytes", "predicted bytes", "bits a weight", "predicted KL, nats a token")
+    terminal.out().print(terminal.table(columns, lines))

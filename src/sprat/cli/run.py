@@ -1,0 +1,67 @@
+"""`sprat run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sprat.cli.arguments import add_file, whole
+
+SUMMARY = "Let a .sprat file write: answer a prompt, or continue it."
+EXAMPLES = """  sprat run smol.sprat "Why is the sky blue?"
+  sprat run smol.sprat "Once upon a time" --raw --max-tokens 100 --temperature 0.8 --seed 3
+  echo "Summarise: ..." | sprat run smol.sprat -"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_file(parser)
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help="the text to answer or continue; '-' reads standard input"
+    )
+    parser.add_argument(
+        "--max-tokens", type=whole, default=256, metavar="N", help="stop after N tokens (default 256)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0: the likeliest token each time (default)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that hold P of the mass",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing (default 0)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--chat", dest="chat", action="store_true", default=None, help="answer as a chat")
+    mode.add_argument(
+        "--raw",
+        dest="chat",
+        action="store_false",
+        help="continue the text (default: chat where the file has a template)",
+    )
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    import sprat
+    from sprat.run.generate import generate
+
+    artifact = sprat.open(arguments.file)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    pieces = generate(
+        artifact,
+        prompt,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        chat=arguments.chat,
+    )
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
