@@ -12,7 +12,8 @@ namespace sprat::rans {
 struct Bit {
     uint32_t p = 32768;
     uint32_t n = 0;
-    uint32_t coded() const { return p < 64 ? 64 : p > 65472 ? 65472 : p; }
+    // At least 1/128 a side: costs nothing that matters and bounds what a few bytes can claim to hold.
+    uint32_t coded() const { return p < 512 ? 512 : p > 65024 ? 65024 : p; }
     void update(int bit) {
         const uint32_t d = 2 * n + 3;
         if (bit) p += (65535 - p) * 2 / d;

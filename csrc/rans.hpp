@@ -1,6 +1,7 @@
 // The model that encoder, decoder and docs/format.md share: buckets, alphabets, frequencies, alias cells.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -39,10 +40,6 @@ constexpr int bucket_of_sum(int sum) {
 using Levels = std::array<uint8_t, kMaxCells>;    // -8 log2 p up to a constant; kAbsent: no slot
 using Freqs = std::array<uint16_t, kMaxCells>;    // sums to kTotal over the first `cells` entries
 
-// Levels to frequencies, in integers so that every machine agrees. Throws std::invalid_argument.
-Freqs frequencies(const uint8_t* levels, int cells);
-void check_frequencies(const uint16_t* freq, int cells);
-
 // One alias cell, both halves: slot u of the cell belongs to half (u >= cut).
 struct Cell {
     uint16_t freq[2];
@@ -51,7 +48,46 @@ struct Cell {
     uint16_t cut;
     uint16_t unused;
 };
-void alias_cells(const uint16_t* freq, int bits, Cell* cells);
+
+inline void check_frequencies(const uint16_t* freq, int cells) {
+    uint32_t sum = 0;
+    for (int i = 0; i < cells; ++i) sum += freq[i];
+    if (sum != kTotal || freq[cells - 1] == 0) throw std::invalid_argument("frequencies do not sum to 2^14");
+}
+
+inline void alias_cells(const uint16_t* freq, int bits, Cell* cells) {
+    const int count = 1 << bits, escape = count - 1, middle = count / 2 - 1;
+    const int size = static_cast<int>(kTotal) >> bits;
+    std::array<int, kMaxCells> left{}, alias{}, used{};
+    std::array<int, kMaxCells> small{}, large{};
+    int smalls = 0, larges = 0;
+    for (int i = 0; i < count; ++i) {
+        left[i] = freq[i];
+        alias[i] = i;
+        (left[i] < size ? small[smalls++] : large[larges++]) = i;
+    }
+    while (smalls) {
+        const int s = small[--smalls], g = large[larges - 1];
+        alias[s] = g;
+        left[g] -= size - left[s];
+        if (left[g] < size) {
+            --larges;
+            small[smalls++] = g;
+        }
+    }
+    auto symbol = [&](int i) { return static_cast<int16_t>(i == escape ? kEscape : i - middle); };
+    // A symbol's positions: first its own cell, then the cells that lend it their rest, by number.
+    for (int i = 0; i < count; ++i) used[i] = std::min(left[i], size);
+    for (int i = 0; i < count; ++i) {
+        Cell& c = cells[i];
+        const int cut = std::min(left[i], size), a = alias[i];
+        c = {{freq[i], freq[a]}, {0, 0}, {symbol(i), symbol(a)}, static_cast<uint16_t>(cut), 0};
+        if (cut < size) {
+            c.bias[1] = static_cast<int16_t>(used[a] - cut);
+            used[a] += size - cut;
+        }
+    }
+}
 
 // Rows of a chunk: whole groups of kLanes rows where a chunk holds that many.
 inline int64_t chunk_rows(int64_t n) {

@@ -22,7 +22,7 @@ from sprat.errors import FormatError
 CELLS = 128
 PROB_BITS = 14
 #: A byte of the adaptive coder holds at most this many decisions: bounds what a short section can claim.
-DECISIONS_PER_BYTE = 6000
+DECISIONS_PER_BYTE = 720
 
 
 def cell_bits(bucket: int) -> int:
@@ -213,26 +213,29 @@ def classes(row_std: np.ndarray, col_std: np.ndarray) -> tuple[np.ndarray, np.nd
 def prior_tables() -> Tables:
     """Tables before anything was counted: per bucket, half a rounded Laplace and half a rounded Gaussian variable."""
     symbols = np.zeros((2, BUCKETS, CELLS))
-    reach = np.arange(0, 2**14)
     for b in range(BUCKETS):
         spread = _spread(float(bucket_std(b)))
+        reach = np.arange(0, math.ceil(16 * spread) + 8)
+        middle = 2 ** (cell_bits(b) - 1) - 1
+        h = np.concatenate([-reach[:0:-1], reach]) >> raw_bits(b)
+        cell = np.where(np.abs(h) <= middle, h + middle, 2 * middle + 1)
         for z in range(2):
             # Quantizer 1 has its points at 0, ±1/2, ±3/2, ... (in symbols): a narrower zero.
             edge = reach + 0.5 if z == 0 else np.where(reach == 0, 0.25, reach)
             below = _cdf(edge, spread)
             half = np.concatenate([[2 * below[0] - 1], np.diff(below)])
-            k = np.concatenate([-reach[:0:-1], reach]) >> raw_bits(b)
-            middle = 2 ** (cell_bits(b) - 1) - 1
-            cell = np.where(np.abs(k) <= middle, k + middle, 2 * middle + 1)
             np.add.at(symbols[z, b], cell, np.concatenate([half[:0:-1], half]))
-    return Tables.from_counts(Counts(np.rint(symbols * 2**24).astype(np.uint64), np.zeros((2, BUCKETS), np.uint64)))
+    counts = np.rint(np.maximum(symbols, 0) * 2**24).astype(np.uint64)
+    return Tables.from_counts(Counts(counts, np.zeros((2, BUCKETS), np.uint64)))
 
 
 def _spread(std: float) -> float:
-    """Deviation of the continuous variable whose rounding has deviation `std`, by bisection."""
-    k = np.arange(0, 2**14)
+    """Deviation of the continuous variable whose rounding has deviation `std`."""
+    if std > 2:
+        return math.sqrt(std * std - 1 / 12)
+    k = np.arange(0, 40)
     low, high = 1e-3, std + 1
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         p = np.diff(_cdf(k + 0.5, middle))
         low, high = (middle, high) if 2 * (p * k[1:] ** 2).sum() < std * std else (low, middle)
@@ -241,7 +244,7 @@ def _spread(std: float) -> float:
 
 def _cdf(x: np.ndarray, std: float) -> np.ndarray:
     """P(X <= x), x >= 0, of the prior's continuous variable."""
-    gauss = np.array([0.5 * math.erfc(-v / (std * math.sqrt(2))) if v < 9 * std else 1.0 for v in x])
+    gauss = 1 - 0.5 * np.array([math.erfc(v / (std * math.sqrt(2))) for v in x])
     return 0.5 * gauss + 0.5 * (1 - 0.5 * np.exp(-math.sqrt(2) * x / std))
 
 
