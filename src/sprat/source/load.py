@@ -1,0 +1,219 @@
+"""`load`: a causal language model from wherever it lies, with all that running it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sprat.errors import SourceError, nearest
+from sprat.source import maps, places
+from sprat.source.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+#: The files beside the weights that running a model needs.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+#: Keys of a config that say where and how it was loaded, not what the model is.
+_NOISE = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and what belongs to it."""
+
+    model: PreTrainedModel
+    """In eval mode, on the CPU."""
+    tokenizer: PreTrainedTokenizerFast
+    name: str
+    ref: str
+    kind: str
+    """folder | hub | gguf | package"""
+    hash: str
+    """SHA-256 (hex) over the config and the weight files as they lie on disk."""
+    original_bytes: int
+    """Two bytes a parameter (bf16), a tied one counted once: what budgets in percent refer to."""
+    config: dict[str, Any]
+    tokenizer_files: dict[str, bytes]
+    is_instruct: bool
+    """It has a chat template."""
+
+
+def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
+    """Load a causal language model.
+
+    `ref`: a Hugging Face folder (config.json and safetensors, sharded or not), a hub id "org/name", a `.gguf` file
+    (dequantized), or the name of an installed model package ("smollm2-135m").
+    Raises `SourceError`: nothing there, no network, unsupported architecture, missing or non-finite weights.
+    """
+    place = places.find(str(ref))
+    with quiet():
+        model, files, digest = (_gguf if place.path.is_file() else _folder)(place, dtype)
+        tokenizer = _tokenizer(place, files)
+    model.eval()
+    _refuse_nonfinite(model)
+    maps.groups(model)  # refuses what sprat cannot fit, now rather than after minutes of work
+    return Source(
+        model=model,
+        tokenizer=tokenizer,
+        name=place.name,
+        ref=str(ref),
+        kind=place.kind,
+        hash=digest,
+        original_bytes=2 * sum(p.numel() for p in model.parameters()),
+        config={
+            k: v
+            for k, v in json.loads(model.config.to_json_string(use_diff=False)).items()
+            if k not in _NOISE
+        },
+        tokenizer_files=files,
+        is_instruct=bool(tokenizer.chat_template),
+    )
+
+
+def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
+    from transformers import AutoModelForCausalLM
+
+    path = place.path
+    config = _read_config(path)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
+        if pickles:
+            raise SourceError(
+                f"{path} keeps its weights in {pickles[0]}, a pickle, which can run code when it is opened; "
+                "sprat reads safetensors only (the model's hub page often has them too)"
+            )
+        raise SourceError(f"{path} is no model: it has a config.json, but no *.safetensors")
+    _refuse_unsupported(config)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise many types for a broken folder
+        raise SourceError(f"{path} cannot be loaded: {_first_line(error)}") from error
+    _refuse_missing(path, info)
+    files = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+    return model, files, _digest([path / "config.json", *weights])
+
+
+def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # newer versions keep the blocks packed unless told otherwise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place.path.parent, gguf_file=place.path.name, dtype=dtype, output_loading_info=True, **options
+        )
+    except ImportError as error:
+        raise SourceError(
+            f"reading a GGUF file needs more packages: pip install 'sprat[fit]' ({error})"
+        ) from error
+    except Exception as error:  # gguf, transformers and numpy raise many types for a broken file
+        raise SourceError(f"{place.path} cannot be loaded: {_first_line(error)}") from error
+    _refuse_missing(place.path, info)
+    # The weights are dense now; nothing downstream should take the model for a quantized one.
+    for holder, names in (
+        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
+        (model.config, ("quantization_config", "_pre_quantization_dtype")),
+    ):
+        for name in names:
+            if name in vars(holder):
+                delattr(holder, name)
+    return model, {}, _digest([place.path])
+
+
+def _tokenizer(place: places.Place, files: dict[str, bytes]) -> PreTrainedTokenizerFast:
+    """The fast tokenizer; `files` gains tokenizer.json and its kin where the model did not come with them."""
+    from transformers import AutoTokenizer
+
+    gguf = place.path.is_file()
+    options = {"gguf_file": place.path.name} if gguf else {"local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.path.parent if gguf else place.path, **options)
+    except Exception as error:
+        raise SourceError(f"{place.path} has no tokenizer that can be read: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise SourceError(
+            f"{place.path}: its {type(tokenizer).__name__} cannot be written as a tokenizer.json"
+        )
+    if "tokenizer.json" not in files:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            made = {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name in TOKENIZER_FILES}
+        files.update({name: data for name, data in made.items() if name not in files})
+    return tokenizer
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        inside = sorted(p.name for p in path.iterdir())[:5]
+        ggufs = [name for name in inside if name.endswith(".gguf")]
+        hint = f"; give the file itself: {path / ggufs[0]}" if ggufs else ""
+        raise SourceError(
+            f"{path} is no model: looked for config.json and *.safetensors, found {', '.join(inside) or 'nothing'}{hint}"
+        )
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise SourceError(f"{file} is no JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SourceError(f"{file} names no model_type: it is not the config of a Hugging Face model")
+    return config
+
+
+def _refuse_unsupported(config: dict[str, Any]) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    kind = config["model_type"]
+    if kind not in known:
+        architecture = ", ".join(config.get("architectures") or []) or kind
+        raise SourceError(
+            f"unsupported architecture {architecture} (model_type {kind!r}){nearest(kind, known)}; supported is any "
+            "causal language model of transformers whose maps are nn.Linear or Conv1D: Llama, Mistral, Qwen2, "
+            "Qwen3, Gemma, SmolLM, GPT-2 and more. Code that comes with a model is never run."
+        )
+
+
+def _refuse_missing(path: Path, info: dict[str, Any]) -> None:
+    if missing := sorted(map(str, info.get("missing_keys") or ())):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(f"{path} lacks the tensor {missing[0]}{more}")
+    if mismatched := sorted(map(str, info.get("mismatched_keys") or ())):
+        raise SourceError(f"{path}: shapes differ from what config.json says: {mismatched[0]}")
+
+
+def _refuse_nonfinite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        for part in parameter.detach().reshape(-1).split(_CHUNK):
+            if not torch.isfinite(part).all():
+                bad = int((~torch.isfinite(parameter.detach())).sum())
+                raise SourceError(f"the tensor {name} holds {bad} values that are NaN or infinite")
+
+
+def _digest(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

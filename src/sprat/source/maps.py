@@ -1,0 +1,219 @@
+"""The linear maps of a model, found by its module tree and one tiny forward pass, never by a list of names.
+
+A map is an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)). Maps whose input is the very same
+tensor (q/k/v, gate/up) share their input statistics and form a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from sprat.errors import SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One linear map y = W x, W: (out, in)."""
+
+    name: str
+    """The Hugging Face name of its weight ("model.layers.0.self_attn.q_proj.weight")."""
+    module: nn.Module
+    transposed: bool
+    """The module keeps its weight as (in, out)."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        rows, columns = self.parameter.shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def weight(self) -> torch.Tensor:
+        """W: (out, in), a view of the parameter's own memory without gradient."""
+        data = self.parameter.detach()
+        return data.T if self.transposed else data
+
+    def set(self, w: torch.Tensor) -> None:
+        """Overwrite the weight in place; `w`: (out, in), any dtype."""
+        with torch.no_grad():
+            self.weight().copy_(w)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Maps that read the same input: one H serves them all."""
+
+    maps: tuple[Map, ...]
+    layer: int | None
+    """The decoder layer they lie in; None outside all layers."""
+
+    @property
+    def name(self) -> str:
+        return self.maps[0].name
+
+    @property
+    def width(self) -> int:
+        """in_features"""
+        return self.maps[0].shape[1]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where tokens enter and leave a model."""
+
+    output: nn.Module
+    output_name: str
+    input: nn.Module
+    input_name: str
+    tied: bool
+    """One parameter serves both; its name in the file is `input_name`."""
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The repeated blocks: the ModuleList that holds the most parameters, and its name ("model.layers")."""
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise SourceError(
+            f"{_architecture(model)}: no repeated blocks found (no ModuleList in its module tree), "
+            "so it is not a decoder that sprat can read"
+        )
+    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+
+
+def head(model: PreTrainedModel) -> Head:
+    """The output and the input embedding."""
+    output, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+    if not isinstance(output, nn.Module) or not isinstance(tokens, nn.Module):
+        raise SourceError(f"{_architecture(model)}: no output embedding: it is no causal language model")
+    names = {id(module): name for name, module in model.named_modules()}
+    return Head(
+        output,
+        f"{names[id(output)]}.weight",
+        tokens,
+        f"{names[id(tokens)]}.weight",
+        output.weight is tokens.weight,
+    )
+
+
+def linear_maps(model: PreTrainedModel) -> list[Map]:
+    """Every linear map that the model's forward pass uses, in forward order, without the output embedding."""
+    return [m for group in groups(model) for m in group.maps]
+
+
+def groups(model: PreTrainedModel) -> list[Group]:
+    """The maps by shared input, in forward order.
+
+    Raises `SourceError` for a model whose layers hold weights that are no linear maps (fused experts, say), or maps
+    that a forward pass does not reach (experts that the router did not choose).
+    """
+    prefix, layers = decoder_layers(model)
+    output = head(model).output
+    maps = {
+        name: Map(f"{name}.weight", module, isinstance(module, Conv1D))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    }
+    _refuse_other_weights(model, layers, prefix, maps)
+    found: dict[Any, list[Map]] = {}
+    for name, key in _trace(model, maps):
+        found.setdefault(key, []).append(maps[name])
+    reached = {m.name for members in found.values() for m in members}
+    if lost := [m.name for n, m in maps.items() if n.startswith(f"{prefix}.") and m.name not in reached]:
+        raise SourceError(
+            f"{_architecture(model)}: a forward pass does not reach {_some(lost)}: "
+            "mixtures of experts are not supported yet"
+        )
+    return [Group(tuple(members), _layer(members[0].name, prefix)) for members in found.values()]
+
+
+def _trace(model: PreTrainedModel, maps: dict[str, Map]) -> list[tuple[str, Any]]:
+    """(module name, identity of its input) for every map, in the order of their first call."""
+    calls: dict[str, Any] = {}
+    alive: list[torch.Tensor] = []  # while an input lives, no other tensor can have its address
+
+    def hook(name: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0]
+            alive.append(x)
+            calls.setdefault(name, (x.data_ptr(), tuple(x.shape), x.stride(), x._version))
+
+        return note
+
+    handles = [m.module.register_forward_pre_hook(hook(name)) for name, m in maps.items()]
+    try:
+        with torch.no_grad(), evaluating(model):
+            device = next(model.parameters()).device
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(calls.items())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout, its mode restored afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _refuse_other_weights(
+    model: PreTrainedModel, layers: nn.ModuleList, prefix: str, maps: dict[str, Map]
+) -> None:
+    """Weights that are no linear map must be few and small (norms, biases, short convolutions)."""
+    mapped = {id(m.parameter) for m in maps.values()}
+    fused, rest = [], []
+    for module_name, module in layers.named_modules(prefix=prefix):
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            if id(parameter) in mapped:
+                continue
+            rest.append((parameter.numel(), name))
+            if parameter.ndim > 2 and not isinstance(module, _CONVOLUTIONS):
+                fused.append(name)
+    if fused:
+        raise SourceError(
+            f"{_architecture(model)}: {_some(fused)} hold several maps in one tensor: "
+            "mixtures of experts are not supported yet"
+        )
+    total = sum(p.numel() for p in layers.parameters())
+    if sum(size for size, _ in rest) > total / 2:
+        names = [name for _, name in sorted(rest, reverse=True)]
+        raise SourceError(
+            f"{_architecture(model)}: most of its weights are no linear maps ({_some(names)}); "
+            "supported is any causal language model whose maps are nn.Linear or Conv1D"
+        )
+
+
+def _layer(name: str, prefix: str) -> int | None:
+    rest = name.removeprefix(f"{prefix}.")
+    return int(rest.partition(".")[0]) if rest != name else None
+
+
+def _architecture(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
