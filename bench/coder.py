@@ -15,11 +15,16 @@ def lattice(rows: int, columns: int, step: float, trellis: int, seed: int = 0) -
     """Laplace-Gaussian integers whose deviations vary by row and column as a water level's do."""
     rng = np.random.default_rng(seed)
     row, col = np.exp2(rng.normal(0, 0.5, rows)), np.exp2(rng.normal(0, 0.6, columns))
-    heavy = np.where(rng.random((rows, columns)) < 0.3, rng.laplace(size=(rows, columns)), rng.normal(size=(rows, columns)))
+    heavy = np.where(
+        rng.random((rows, columns)) < 0.3, rng.laplace(size=(rows, columns)), rng.normal(size=(rows, columns))
+    )
     k = np.rint(heavy * row[:, None] * col / step).astype(np.int64)
     q, state = k, np.zeros(rows, np.int64)
     if trellis:
-        table = {4: [[0, 2], [2, 0], [1, 3], [3, 1]], 8: [[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]]}
+        table = {
+            4: [[0, 2], [2, 0], [1, 3], [3, 1]],
+            8: [[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]],
+        }
         follow, q = np.array(table[trellis]), np.empty_like(k)
         for j in range(columns):
             second = state & 1 if trellis == 8 else state >> 1

@@ -77,7 +77,9 @@ class Artifact:
     def __enter__(self) -> Artifact:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -187,7 +189,9 @@ def _parse_header(data: memoryview) -> tuple[dict[str, Any], memoryview, int]:
         raise FormatError(f"format version {version}; this sprat reads version {VERSION}: try a newer sprat")
     start = fixed + DIGEST
     if zero or packed > length or length > min(MAX_HEADER, len(data) - start):
-        raise FormatError(f"header: claims {length} bytes; the file has {len(data) - start}, {MAX_HEADER} are allowed")
+        raise FormatError(
+            f"header: claims {length} bytes; the file has {len(data) - start}, {MAX_HEADER} are allowed"
+        )
     rest = data[start : start + length]
     check = hashlib.sha256(data[:fixed])
     check.update(rest)
@@ -218,7 +222,11 @@ def _parse_tensor(line: Any) -> tuple[str, dict[str, Any]]:
     name = line.get("name", maps[0])
     if not isinstance(name, str):
         raise FormatError("header: a tensor's name is no text")
-    if not (isinstance(rows, list) and len(rows) == len(maps) and all(type(r) is int and 0 <= r < 2**31 for r in rows)):
+    if not (
+        isinstance(rows, list)
+        and len(rows) == len(maps)
+        and all(type(r) is int and 0 <= r < 2**31 for r in rows)
+    ):
         raise FormatError(f"header: tensor {name!r} has impossible rows")
     if not isinstance(transposed, bool):
         raise FormatError(f"header: tensor {name!r}: transposed is no truth value")
@@ -252,7 +260,9 @@ def _layout(
         if at > len(table):
             raise FormatError("header: section table is cut off")
         if length > size - start:
-            raise FormatError(f"section {key[1]!r} is cut off: {length} bytes claimed, {size - start} left in the file")
+            raise FormatError(
+                f"section {key[1]!r} is cut off: {length} bytes claimed, {size - start} left in the file"
+            )
         out[key] = (start, length, expected)
         start += length
     if at != len(table):

@@ -1,6 +1,6 @@
 """The `.sprat` container: assemble and write it, open and check it (docs/format.md).
 
-    preamble 32 B | header: deflated JSON, then a length and a digest a section | sections, back to back
+preamble 32 B | header: deflated JSON, then a length and a digest a section | sections, back to back
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 import os
 import struct
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import zlib
 
 from sprat.coding import entropy, records
 from sprat.coding.artifact import DIGEST, MAGIC, MAX_HEADER, PREAMBLE, VERSION, Artifact
@@ -46,7 +45,9 @@ class Assembled:
             _replace(target, self.parts)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise SpratError(f"disk full: {target} needs {self.nbytes:,} bytes; nothing was left behind") from error
+                raise SpratError(
+                    f"disk full: {target} needs {self.nbytes:,} bytes; nothing was left behind"
+                ) from error
             raise SpratError(f"cannot write {target}: {error.strerror or error}") from error
         return self.ledger
 

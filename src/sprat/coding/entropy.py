@@ -179,7 +179,9 @@ def check_claim(size: int, rows: int, columns: int) -> None:
     whole, rest = divmod(rows, chunk)
     least = whole * (4 + 4 * min(8, chunk)) + (4 + 4 * min(8, rest) if rest else 0)
     if size < least:
-        raise FormatError(f"coded integers: {size} bytes cannot hold {rows} x {columns} weights (at least {least})")
+        raise FormatError(
+            f"coded integers: {size} bytes cannot hold {rows} x {columns} weights (at least {least})"
+        )
 
 
 def encode_vector(values: np.ndarray) -> bytes:

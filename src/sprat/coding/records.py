@@ -163,7 +163,11 @@ def check_layout(dtype: object, shape: object) -> tuple[str, tuple[int, ...]]:
     """A dense tensor's (dtype, shape) as a header states them."""
     if dtype not in DENSE_TYPES:
         raise FormatError(f"unknown dense type {dtype!r}, not one of {DENSE_TYPES}")
-    if not isinstance(shape, list) or len(shape) > 8 or not all(type(s) is int and 0 <= s < 2**31 for s in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > 8
+        or not all(type(s) is int and 0 <= s < 2**31 for s in shape)
+    ):
         raise FormatError(f"impossible dense shape {shape!r}")
     return str(dtype), tuple(shape)
 

@@ -152,14 +152,18 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not self.maps or len(self.maps) != len(self.rows):
-            raise ValueError(f"Entry needs one row count a map: {len(self.maps)} maps, {len(self.rows)} counts")
+            raise ValueError(
+                f"Entry needs one row count a map: {len(self.maps)} maps, {len(self.rows)} counts"
+            )
         if min(self.rows) < 1 and isinstance(self.tensor, Lattice):
             raise ValueError(f"Entry.rows must be positive, not {self.rows}")
         if isinstance(self.tensor, Dense):
             if len(self.maps) != 1:
                 raise ValueError(f"a Dense tensor serves one map, not {self.maps}")
         elif sum(self.rows) != self.tensor.shape[0]:
-            raise ValueError(f"Entry.rows {self.rows} do not sum to the {self.tensor.shape[0]} rows of the lattice")
+            raise ValueError(
+                f"Entry.rows {self.rows} do not sum to the {self.tensor.shape[0]} rows of the lattice"
+            )
 
 
 def expand(entries: Mapping[str, Entry]) -> dict[str, np.ndarray]:
