@@ -47,7 +47,7 @@ def measure(rows: int, columns: int) -> None:
             start = time.perf_counter()
             data = entropy.encode(x, tables)
             t_encode = time.perf_counter() - start
-            t_decode = 1e9
+            t_decode, q = 1e9, x.q
             for _ in range(3):
                 start = time.perf_counter()
                 q = entropy.decode(data, x.shape, x.q.dtype, x.row_class, x.col_class, trellis, tables)

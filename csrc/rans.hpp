@@ -40,15 +40,16 @@ constexpr int bucket_of_sum(int sum) {
 using Levels = std::array<uint8_t, kMaxCells>;    // -8 log2 p up to a constant; kAbsent: no slot
 using Freqs = std::array<uint16_t, kMaxCells>;    // sums to kTotal over the first `cells` entries
 
-// One alias cell, both halves: slot u of the cell belongs to half (u >= cut).
-struct Cell {
-    uint16_t freq[2];
-    int16_t bias[2];    // position within the symbol = u + bias
-    int16_t symbol[2];  // already signed; kEscape for the escape
-    uint16_t cut;
-    uint16_t unused;
+// One alias cell: slot u of it belongs to half[u >= half[0].cut]; its position within the symbol is u + bias.
+struct Half {
+    uint16_t freq;
+    int16_t bias;
+    int16_t symbol;  // already signed; kEscape for the escape
+    uint16_t cut;    // the cell's, in both
 };
-
+struct Cell {
+    Half half[2];
+};
 inline void check_frequencies(const uint16_t* freq, int cells) {
     uint32_t sum = 0;
     for (int i = 0; i < cells; ++i) sum += freq[i];
@@ -79,11 +80,12 @@ inline void alias_cells(const uint16_t* freq, int bits, Cell* cells) {
     // A symbol's positions: first its own cell, then the cells that lend it their rest, by number.
     for (int i = 0; i < count; ++i) used[i] = std::min(left[i], size);
     for (int i = 0; i < count; ++i) {
-        Cell& c = cells[i];
         const int cut = std::min(left[i], size), a = alias[i];
-        c = {{freq[i], freq[a]}, {0, 0}, {symbol(i), symbol(a)}, static_cast<uint16_t>(cut), 0};
+        const auto edge = static_cast<uint16_t>(cut);
+        Cell& c = cells[i];
+        c = {{{freq[i], 0, symbol(i), edge}, {freq[a], 0, symbol(a), edge}}};
         if (cut < size) {
-            c.bias[1] = static_cast<int16_t>(used[a] - cut);
+            c.half[1].bias = static_cast<int16_t>(used[a] - cut);
             used[a] += size - cut;
         }
     }

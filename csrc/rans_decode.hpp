@@ -5,9 +5,9 @@
 
 namespace sprat::rans {
 
-struct Lookup {  // of one (quantizer, row_class + col_class)
-    const Cell* cells;
-    uint32_t shift, raw;
+struct Lookup {  // of one (quantizer, row_class + col_class): eight bytes, one load
+    uint32_t first : 16, mask : 16;
+    uint16_t shift, raw;
 };
 
 class Decoder {
@@ -20,11 +20,15 @@ class Decoder {
         for (int s = 0; s < 2 * kSums; ++s) {
             const int b = bucket_of_sum(s % kSums);
             const int context = s / kSums * kBuckets + b;
-            lookups_[s] = {&cells_[context * kMaxCells], static_cast<uint32_t>(kProbBits - cell_bits(b)),
-                           static_cast<uint32_t>(raw_bits(b))};
+            const int shift = kProbBits - cell_bits(b);
+            lookups_[s].first = static_cast<uint16_t>(context * kMaxCells);
+            lookups_[s].mask = static_cast<uint16_t>((1 << shift) - 1);
+            lookups_[s].shift = static_cast<uint16_t>(shift);
+            lookups_[s].raw = static_cast<uint16_t>(raw_bits(b));
         }
     }
-    const Lookup* lookups(int quantizer) const { return &lookups_[quantizer * kSums]; }
+    const Lookup* lookups() const { return lookups_.data(); }
+    const Cell* cells() const { return cells_.data(); }
 
   private:
     std::vector<Cell> cells_;
@@ -53,17 +57,24 @@ inline bool escaped(uint32_t& x, const uint16_t*& at, int64_t& k) {
     return true;
 }
 
+template <int S>
+inline int64_t reconstruct(int64_t k, int quantizer) {
+    if constexpr (S == 0) return k;
+    return 2 * k - (quantizer ? (k > 0) - (k < 0) : 0);
+}
+
 // One group of `live` rows. False when a value does not fit T or the words run out.
 template <int S, class T, int Live>
 bool decode_group(const Decoder& decoder, const uint8_t* row_class, const uint8_t* col_class, int64_t n, int lanes,
                   uint32_t* states, const uint16_t*& words, const uint16_t* end, T* out) {
     const int live = Live ? Live : lanes;
-    const Lookup* table[kLanes][2];
+    const Cell* const cells = decoder.cells();
+    const Lookup* table[kLanes];
     uint32_t x[kLanes];
-    uint8_t state[kLanes] = {};
+    uint32_t state[kLanes] = {};
     for (int l = 0; l < live; ++l) {
         x[l] = states[l];
-        for (int z = 0; z < 2; ++z) table[l][z] = decoder.lookups(z) + row_class[l];
+        table[l] = decoder.lookups() + row_class[l];
     }
     const uint16_t* at = words;
     for (int64_t j = 0; j < n; ++j) {
@@ -71,32 +82,27 @@ bool decode_group(const Decoder& decoder, const uint8_t* row_class, const uint8_
 #pragma GCC unroll 8
         for (int l = 0; l < live; ++l) {
             const int quantizer = Trellis<S>::quantizer(state[l]);
-            const Lookup& t = table[l][quantizer][column];
-            const uint32_t slot = x[l] & (kTotal - 1), u = slot & ((1u << t.shift) - 1);
-            const Cell& cell = t.cells[slot >> t.shift];
-            const int half = u >= cell.cut;
-            x[l] = cell.freq[half] * (x[l] >> kProbBits) + u + static_cast<uint32_t>(cell.bias[half]);
-            int64_t k = cell.symbol[half];
-            const bool refill = x[l] < kLow;
-            const uint32_t refilled = (x[l] << 16) | *at;
-            x[l] = refill ? refilled : x[l];
-            at += refill;
-            bool narrow = true;
-            if (t.raw || k == kEscape) [[unlikely]] {
-                if (k == kEscape) {
-                    if (!escaped(x[l], at, k)) return false;
-                    narrow = false;
+            const Lookup t = table[l][(S ? quantizer * kSums : 0) + column];
+            const uint32_t slot = x[l] & (kTotal - 1), u = slot & t.mask;
+            const Cell& cell = cells[t.first + (slot >> t.shift)];
+            const Half half = cell.half[u >= cell.half[0].cut];
+            x[l] = half.freq * (x[l] >> kProbBits) + u + static_cast<uint32_t>(half.bias);
+            // Arithmetic instead of a branch: whether a word is due is a coin toss.
+            const uint32_t due = x[l] < kLow;
+            x[l] = (x[l] << (16 * due)) | (*at & (0u - due));
+            at += due;
+            int64_t k = half.symbol;
+            if (t.raw | (half.symbol == kEscape)) [[unlikely]] {
+                if (half.symbol != kEscape) {
+                    k = k * (1 << t.raw) + take(x[l], t.raw, at);
                 } else {
-                    k = k * (1 << t.raw) + take(x[l], static_cast<int>(t.raw), at);
+                    if (!escaped(x[l], at, k)) return false;
+                    const int64_t q = reconstruct<S>(k, quantizer);
+                    if (q < std::numeric_limits<T>::min() || q > std::numeric_limits<T>::max()) return false;
                 }
             }
-            int64_t q = k;
-            if constexpr (S != 0) {
-                q = 2 * k - (quantizer ? (k > 0) - (k < 0) : 0);
-                state[l] = Trellis<S>::next[state[l]][k & 1];
-            }
-            if (!narrow && (q < std::numeric_limits<T>::min() || q > std::numeric_limits<T>::max())) return false;
-            out[l * n + j] = static_cast<T>(q);
+            if constexpr (S != 0) state[l] = Trellis<S>::next[state[l]][k & 1];
+            out[l * n + j] = static_cast<T>(reconstruct<S>(k, quantizer));
         }
         if (at > end) return false;
     }

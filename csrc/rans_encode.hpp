@@ -109,9 +109,9 @@ struct EncodeContext {
         }
         for (int i = 0; i < count; ++i) {
             for (int u = 0; u < size; ++u) {
-                const int half = u >= cells[i].cut;
-                const int s = cells[i].symbol[half] == kEscape ? count - 1 : cells[i].symbol[half] + count / 2 - 1;
-                slot[start[s] + u + cells[i].bias[half]] = static_cast<uint16_t>(i * size + u);
+                const Half& half = cells[i].half[u >= cells[i].half[0].cut];
+                const int s = half.symbol == kEscape ? count - 1 : half.symbol + count / 2 - 1;
+                slot[start[s] + u + half.bias] = static_cast<uint16_t>(i * size + u);
             }
         }
     }

@@ -1,4 +1,4 @@
-"""A reader of `.sprat` in plain Python, written from docs/format.md alone: what the native code is checked against."""
+"""A reader of `.sprat` in plain Python, written from docs/format.md, to check the native code against."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def contents() -> dict[str, Any]:
     }
 
 
-CONTENTS = contents()
+CONTENTS: dict[str, Any] = contents()
 BYTES = b"".join(container.assemble(**CONTENTS).parts)
 BODY, FOUND, SECTIONS = oracle.read(BYTES)
 
@@ -107,10 +107,10 @@ def test_python_reader_agrees() -> None:
 @settings(max_examples=40, deadline=None)
 @given(lattices(max_side=16))
 def test_any_lattice_round_trips_through_a_file(x: Any) -> None:
-    kw = CONTENTS | {"entries": {"x": Entry(("x",), (x.shape[0],), x)}}
+    kw: dict[str, Any] = CONTENTS | {"entries": {"x": Entry(("x",), (x.shape[0],), x)}}
     assembled = container.assemble(**kw)
     data = b"".join(assembled.parts)
-    back = opened(data).entry("x").tensor
+    back: Any = opened(data).entry("x").tensor
     assert np.array_equal(back.dense(), x.dense()) and back.trellis == x.trellis
     assert (back.row_class == x.row_class).all() and (back.col_class == x.col_class).all()
     assert b"".join(container.assemble(**kw).parts) == data and assembled.ledger.total == len(data)
@@ -285,7 +285,7 @@ def test_bombs_are_refused_without_allocating(name: str) -> None:
 
 
 def test_bombs_do_not_need_address_space(tmp_path: Path) -> None:
-    """tracemalloc cannot see the native side: the same files under a hard limit, in a process of their own."""
+    """tracemalloc cannot see the native side: the same files in a process with a hard limit."""
     for name, data in bombs().items():
         (tmp_path / f"{name}.sprat").write_bytes(data)
     script = (

@@ -46,7 +46,7 @@ class Artifact:
                 raise FormatError(f"header: tensor {name!r} is listed twice")
             self._tensors[name] = line
         self._sections = _layout(self._tensors, body["files"], table, self._header_size, size)
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str]] = set()
         self._tables: entropy.Tables | None = None
         self._dense: dict[str, Dense] | None = None
 

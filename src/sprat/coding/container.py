@@ -46,7 +46,7 @@ class Assembled:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpratError(
-                    f"disk full: {target} needs {self.nbytes:,} bytes; nothing was left behind"
+                    f"disk full: {target} needs {self.nbytes:,} bytes; no part of it was left"
                 ) from error
             raise SpratError(f"cannot write {target}: {error.strerror or error}") from error
         return self.ledger
@@ -148,7 +148,7 @@ def digest(data: bytes | memoryview) -> bytes:
 
 
 def _replace(target: Path, parts: tuple[bytes, ...]) -> None:
-    """Write to a temporary file beside `target`, flush it to the disk, rename it over; leave nothing on any failure."""
+    """Write beside `target`, flush to the disk, rename over it; leave nothing behind on any failure."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)

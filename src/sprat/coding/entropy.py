@@ -1,9 +1,9 @@
 """The entropy coder's face: counts, probability tables, costs, and lattices to bytes and back.
 
-A symbol k of a lattice is coded by rANS with the static table of its context (quantizer, bucket): the quantizer is the
-trellis state's (0 for plain lattices), the bucket comes from the row's and the column's class. The alphabet of bucket b
-is -K..K and an escape; buckets of large integers send their low `raw_bits(b)` bits as they are. docs/format.md says
-exactly how; csrc/rans.cpp does it.
+A symbol k of a lattice is coded by rANS with the static table of its context (quantizer, bucket): the
+quantizer is the trellis state's (0 for plain lattices), the bucket comes from the classes of row and column.
+The alphabet of bucket b is -K..K and an escape; buckets of large integers send their low `raw_bits(b)` bits
+as they are. docs/format.md says exactly how; csrc/rans.cpp does it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def bucket_std(bucket: int | np.ndarray) -> float | np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How often each symbol was seen: symbols (2, BUCKETS, CELLS) uint64; extra (2, BUCKETS) uint64 bits of escapes."""
+    """How often each symbol was seen.
+
+    symbols: (2, BUCKETS, CELLS) uint64; extra: (2, BUCKETS) uint64, bits that escaped symbols add.
+    """
 
     symbols: np.ndarray
     extra: np.ndarray
@@ -55,7 +58,7 @@ class Counts:
         return Counts(self.symbols + other.symbols, self.extra + other.extra)
 
     def entropy(self) -> float:
-        """Bits of the empirical conditional entropy of the coded symbols given (quantizer, bucket), raw bits included."""
+        """Bits of the empirical conditional entropy given (quantizer, bucket), raw bits included."""
         c = self.symbols.astype(np.float64)
         total = c.sum(-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,8 +79,9 @@ def count(lattices: Iterable[Lattice], threads: int = 1) -> Counts:
 class Tables:
     """Static distributions, shared by all lattices of an artifact.
 
-    used: (2, BUCKETS) uint8, which contexts have a table; levels: (2, BUCKETS, CELLS) uint8, -8 log2 p up to a constant,
-    127 where a symbol has no slot of its own; freq: (2, BUCKETS, CELLS) uint16, derived, sums to 2 ** 14.
+    used: (2, BUCKETS) uint8, which contexts have a table;
+    levels: (2, BUCKETS, CELLS) uint8, -8 log2 p up to a constant, 127 where a symbol has no slot of its own;
+    freq: (2, BUCKETS, CELLS) uint16, derived, sums to 2 ** 14.
     """
 
     used: np.ndarray
@@ -111,7 +115,7 @@ class Tables:
 
     @functools.cached_property
     def cell_cost(self) -> np.ndarray:
-        """(2, BUCKETS, CELLS) float64 bits of a symbol, raw bits and the escape's own included (for tables' entries)."""
+        """(2, BUCKETS, CELLS) float64: bits of a cell, with raw bits, or the escape where it has no slot."""
         out = np.zeros((2, BUCKETS, CELLS))
         for b in range(BUCKETS):
             cells, raw = 2 ** cell_bits(b), raw_bits(b)
@@ -125,7 +129,7 @@ class Tables:
         return out
 
     def bits(self, max_symbol: int) -> np.ndarray:
-        """(2, BUCKETS, 2 * max_symbol + 1) float32: bits of symbol k at index k + max_symbol, everything included."""
+        """(2, BUCKETS, 2 * max_symbol + 1) float32: bits of symbol k at k + max_symbol, all included."""
         k = np.arange(-max_symbol, max_symbol + 1)
         out = np.empty((2, BUCKETS, k.size), np.float32)
         for b in range(BUCKETS):
@@ -138,7 +142,7 @@ class Tables:
 
 
 def cost_bits(lattice: Lattice, tables: Tables, threads: int = 1) -> float:
-    """Bits that `encode` will spend on the integers, from their counts: exact but for rANS rounding and lane ends."""
+    """Bits that `encode` will spend: exact but for rounding of the states and the lanes' ends."""
     return cost_of_counts(count([lattice], threads), tables)
 
 
@@ -148,7 +152,7 @@ def cost_of_counts(counts: Counts, tables: Tables) -> float:
 
 
 def encode(lattice: Lattice, tables: Tables, threads: int = 1) -> bytes:
-    """The integers of a lattice, coded. Any int32 can be sent, at a price when the tables do not expect it."""
+    """The integers of a lattice, coded. Any int32 can be sent, dearly if unexpected."""
     return _core.encode(*_operands(lattice), tables.freq, threads)
 
 
@@ -162,7 +166,7 @@ def decode(
     tables: Tables,
     threads: int = 1,
 ) -> np.ndarray:
-    """Inverse of encode: (m, n) int16 or int32. FormatError where the bytes are not what encode could have written."""
+    """Inverse of encode: (m, n) int16 or int32; FormatError for what encode cannot have written."""
     check_claim(len(data), *shape)
     try:
         out = np.zeros(shape, dtype)  # pages are only touched as chunks prove themselves
@@ -173,7 +177,7 @@ def decode(
 
 
 def check_claim(size: int, rows: int, columns: int) -> None:
-    """Refuse a shape that `size` coded bytes cannot hold: every chunk has its length and its lanes' states."""
+    """Refuse a shape that `size` coded bytes cannot hold: a chunk has its length and its lanes' states."""
     chunk = max(1, 131072 // columns)
     chunk -= chunk % 8 if chunk >= 8 else 0
     whole, rest = divmod(rows, chunk)
@@ -202,7 +206,7 @@ def decode_vector(data: bytes | memoryview, size: int) -> np.ndarray:
 
 
 def classes(row_std: np.ndarray, col_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes for symbols whose expected deviation at (i, j) is row_std[i] * col_std[j]: (m,) uint8, (n,) uint8."""
+    """Classes for expected deviations row_std[i] * col_std[j] of the symbols: (m,) uint8, (n,) uint8."""
 
     def vector(std: np.ndarray, zero: int) -> np.ndarray:
         steps = np.rint(4 * np.log2(np.maximum(np.asarray(std, np.float64), 2.0**-60)))
@@ -213,7 +217,7 @@ def classes(row_std: np.ndarray, col_std: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @functools.cache
 def prior_tables() -> Tables:
-    """Tables before anything was counted: per bucket, half a rounded Laplace and half a rounded Gaussian variable."""
+    """Tables before anything was counted: a bucket is half a rounded Laplace, half a rounded Gaussian."""
     symbols = np.zeros((2, BUCKETS, CELLS))
     for b in range(BUCKETS):
         spread = _spread(float(bucket_std(b)))

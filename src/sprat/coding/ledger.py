@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """One section: bytes include everything that belongs to it; weights and zeros are 0 where there are none."""
+    """One section; weights and zeros are 0 where it has none."""
 
     name: str
     kind: str  # "header", "tables", "lattice", "dense" or "file"

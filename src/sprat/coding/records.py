@@ -128,7 +128,7 @@ def unpack_lattice(data: bytes | memoryview, tables: entropy.Tables, threads: in
 
 
 def pack_dense(tensors: Sequence[Dense]) -> bytes:
-    """All dense tensors: two-byte values as a plane of high and a plane of low bytes, then f32, deflated together."""
+    """All dense tensors, deflated: high bytes of the two-byte values, their low bytes, then f32 values."""
     high, low, full = bytearray(), bytearray(), bytearray()
     for tensor in tensors:
         data = pack_floats(tensor.array, tensor.dtype)

@@ -1,6 +1,7 @@
 """What can be stored: scales on a logarithmic grid, lattices of integers, small exact tensors.
 
-A method returns these; the entropy coder and the container write them. `dense()` is what every reader must reproduce.
+A method returns these; the entropy coder and the container write them. `dense()` is what every reader must
+reproduce.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ZERO = 24
 OFFSET = 128
 TRELLISES = (0, 4, 8)
 DENSE_TYPES = ("f32", "bf16", "f16")
-#: Bound of a scale's exponent (value within 2 ** ±120), so that products of two scales stay finite in float32.
+#: Scales lie within 2 ** ±60, so that the product of two stays finite in float32.
 MAX_EXPONENT = 60
 
 
@@ -60,8 +61,8 @@ class Lattice:
     """W = diag(row) · Q · diag(col), Q integers.
 
     q: (m, n) int16 or int32; row: (m,) scale; col: (n,) scale;
-    row_class: (m,) uint8 and col_class: (n,) uint8 say which bucket (expected deviation of the coded symbol) the
-    entropy coder uses, see OFFSET; trellis: 0 plain, or 4 or 8 states of dependent quantization along each row.
+    row_class: (m,) uint8 and col_class: (n,) uint8: which bucket (expected deviation of the coded symbol) the
+    entropy coder uses, see OFFSET; trellis: 0 plain, or 4 or 8 states of dependent quantization along a row.
     """
 
     q: np.ndarray
