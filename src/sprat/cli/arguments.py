@@ -21,7 +21,18 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)  # type: ignore[arg-type]
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            # A misspelt flag is why another one is missing: name the misspelt one.
+            flags = {flag for action in self._actions for flag in action.option_strings}
+            for word in self._given:
+                if word.startswith("--") and word.split("=")[0] not in flags:
+                    message = f"unrecognized arguments: {word}"
+                    break
         if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
             word = unknown[1].split()[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -54,7 +65,10 @@ def budget(text: str) -> Budget:
 
 def budgets(text: str) -> list[Budget]:
     """An argparse type: budgets with commas between them."""
-    return [budget(part) for part in text.split(",") if part.strip()]
+    found = [budget(part) for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names no size")
+    return found
 
 
 def whole(text: str) -> int:

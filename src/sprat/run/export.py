@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sprat.errors import SpratError, nearest
 from sprat.progress import Progress, silent
 from sprat.run.model import DTYPES, tensors, torch_dtype
+from sprat.run.tokenizer import tokenizer_files
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def export(
 def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> None:
     import torch
 
-    kind, entries = torch_dtype(dtype), len(artifact.entries())
+    kind, entries = torch_dtype(dtype), len(artifact.names)
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
     total = held = done = 0
@@ -77,7 +78,7 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
     config = artifact.config | {"dtype": dtype}
     config.pop("torch_dtype", None)
     _write_json(folder / "config.json", config)
-    for name, content in artifact.tokenizer.items():
+    for name, content in tokenizer_files(artifact).items():
         (folder / Path(name).name).write_bytes(content)
 
 

@@ -22,8 +22,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def tensors(artifact: Artifact) -> Iterator[tuple[str, np.ndarray]]:
     """(Hugging Face name, float32 array in the module's own layout), one stored entry at a time."""
-    for name, entry in artifact.entries().items():
-        yield from expand({name: entry}).items()
+    for name in artifact.names:
+        yield from expand({name: artifact.entry(name)}).items()
 
 
 def to_torch(artifact: Artifact, dtype: str = "float32") -> PreTrainedModel:
@@ -40,6 +40,7 @@ def to_torch(artifact: Artifact, dtype: str = "float32") -> PreTrainedModel:
     config = model_config(artifact.config)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=kind)
+    model.tie_weights()  # which no_init_weights leaves out
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # Buffers that a checkpoint holds (batch statistics and the like) are loaded as parameters are.
     parameters |= {name: b for name, b in model.named_buffers() if name in model.state_dict()}

@@ -94,7 +94,17 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
 
 def open_tokenizer(artifact: Artifact) -> TextTokenizer:
     """The tokenizer of a file, with the ids that end a text."""
-    return from_files(artifact.tokenizer, artifact.config)
+    return from_files(tokenizer_files(artifact), artifact.config)
+
+
+def tokenizer_files(artifact: Artifact) -> dict[str, bytes]:
+    """The tokenizer as the original had it: tokenizer.json and what stands beside it."""
+    files = artifact.tokenizer
+    if "tokenizer.json" in files:
+        return files
+    from sprat.coding.tokenizer import unpack
+
+    return unpack(files)
 
 
 def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer:

@@ -1,0 +1,110 @@
+"""`sprat inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprat.cli import terminal
+from sprat.cli.arguments import add_file
+from sprat.cli.picture import Part, by_layer, parts, svg
+from sprat.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sprat.coding.container import Artifact
+
+SUMMARY = "Show where the bytes of a .sprat file are."
+EXAMPLES = """  sprat inspect smol.sprat
+  sprat inspect smol.sprat --json | jq .sections
+  sprat inspect smol.sprat --svg smol.svg"""
+
+_BAR = 40
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_file(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print the whole ledger, config and recipe as JSON"
+    )
+    parser.add_argument("--svg", type=Path, metavar="OUT", help="write the picture as an SVG file too")
+    parser.add_argument("--verify", action="store_true", help="check the hash of every section")
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    import sprat
+
+    artifact = sprat.open(arguments.file)
+    if arguments.verify:
+        artifact.verify()
+    found = parts(artifact.ledger())
+    title = f"{arguments.file.name}: {artifact.config.get('model_type', 'model')}"
+    if arguments.svg is not None:
+        partial = arguments.svg.with_name(arguments.svg.name + f".partial-{os.getpid()}")
+        partial.write_text(svg(found, title), encoding="utf-8")
+        partial.replace(arguments.svg)
+    if arguments.json:
+        terminal.write_json(_json(arguments.file, artifact))
+    else:
+        _show(arguments.file, artifact, found)
+
+
+def _json(file: Path, artifact: Artifact) -> dict[str, Any]:
+    ledger = artifact.ledger()
+    rate = {"bits_per_weight": 8 * ledger.total / ledger.weights} if ledger.weights else {}
+    return {
+        "schema": "sprat.inspect/1",
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        **rate,
+        **ledger.to_json(),
+        "config": artifact.config,
+        "recipe": artifact.recipe,
+        "provenance": artifact.provenance,
+    }
+
+
+def _show(file: Path, artifact: Artifact, found: list[Part]) -> None:
+    console, size = terminal.out(), file.stat().st_size
+    weights = sum(part.weights for part in found)
+    rate = f", {weights:,} weights, {8 * size / weights:.3f} bits a weight in all" if weights else ""
+    console.print(f"{file}: {size:,} bytes ({format_bytes(size)}){rate}", markup=False, soft_wrap=True)
+    kinds: dict[str, Part] = {}
+    for part in found:
+        kinds[part.kind] = kinds[part.kind] + part if part.kind in kinds else part
+    console.print()
+    ordered = sorted(kinds.items(), key=lambda item: -item[1].nbytes)
+    console.print(_bars("kind", [(name, part) for name, part in ordered], size))
+    console.print()
+    console.print(_bars("layer", by_layer(found), size))
+    if name := artifact.provenance.get("name"):
+        console.print(f"\nmade from {name}", markup=False, soft_wrap=True)
+
+
+def _bars(what: str, rows: list[tuple[str, Part]], size: int) -> Table:
+    """A line a row: bytes, share, bits a weight, share of zeros, and a bar as long as its bytes."""
+    widest = max(part.nbytes for _, part in rows)
+    lines = [
+        (
+            name,
+            f"{part.nbytes:,}",
+            f"{100 * part.nbytes / size:.1f} %",
+            f"{part.bits_per_weight:.2f}" if part.weights else "",
+            f"{100 * part.zeros / part.weights:.0f} %" if part.weights else "",
+            _bar(part.nbytes / widest),
+        )
+        for name, part in rows
+    ]
+    made = terminal.table((what, "bytes", "share", "bits a weight", "zeros", ""), lines)
+    made.columns[-1].justify = "left"
+    made.columns[-1].style = "cyan"
+    return made
+
+
+def _bar(share: float) -> str:
+    """A bar of up to 40 cells, drawn in eighths of one."""
+    eighths = max(1, round(share * _BAR * 8))
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

@@ -1,0 +1,218 @@
+"""The command line, through `main`: what it prints, what it refuses, and with which words."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import sprat
+from sprat.cli.main import VERBS, main
+
+
+@pytest.fixture
+def run(capfd):
+    """Run the command line: (status, standard output, standard error)."""
+
+    def call(*argv):
+        capfd.readouterr()
+        status = main([str(word) for word in argv])
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_help_has_examples(run, verb):
+    status, out, _ = run(verb, "--help")
+    assert status == 0
+    assert f"examples:\n  sprat {verb} " in out
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"sprat {sprat.__version__}\n", "")
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (
+            ["fti"],
+            "unknown verb 'fti' (did you mean 'fit'?): choose from fit, plan, inspect, run, prove, export",
+        ),
+        (
+            ["fit", "m", "--bugdet", "5MB", "-o", "f"],
+            "unknown argument '--bugdet' (did you mean '--budget'?)",
+        ),
+        (["fit", "m", "-o", "f"], "the following arguments are required: --budget"),
+        (
+            ["fit", "m", "--budget", "5MX", "-o", "f"],
+            "argument --budget: unknown unit 'MX' in '5MX' (did you mean 'MB'?)",
+        ),
+        (["plan", "m", "--budgets", "5MB,six"], "argument --budgets: 'six' is no size"),
+        (["plan", "m", "--budgets", ","], "argument --budgets: ',' names no size"),
+        (["inspect", "f", "--jsn"], "unknown argument '--jsn' (did you mean '--json'?)"),
+        (
+            ["run", "f", "p", "--max-tokens", "0"],
+            "argument --max-tokens: '0' is no whole number of at least 1",
+        ),
+        (["run", "f", "p", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["run", "f", "p", "more"], "unknown argument 'more'"),
+        (["prove", "f", "--text", "t"], "the following arguments are required: --against"),
+        (["export", "f", "dir"], "the following arguments are required: --to"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(run, argv, message):
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"sprat: error: {message}")
+    assert "--help" in err.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["fit", "m", "--budget", "5MB", "-o", "f", "--calibrate", "self", "--calibrate", "x"],
+            "stands alone",
+        ),
+        (["run", "{file}", "p", "--temperature", "-1"], "temperature must lie between 0 and 100"),
+        (["run", "{file}", "p", "--top-p", "2"], "top-p must be above 0"),
+        (["run", "{file}", "", "--raw"], "the prompt is empty"),
+        (
+            ["prove", "{file}", "--against", "{folder}", "--text", "absent.txt"],
+            "there is no text file 'absent.txt'",
+        ),
+        (
+            ["prove", "{file}", "--against", "{folder}", "--text", "{text}", "--context", "2"],
+            "at least 4 tokens",
+        ),
+        (["prove", "{file}", "--against", "absent", "--text", "{text}", "--context", "64"], "absent"),
+        (["export", "{file}", "--to", "gguf", "d"], "unknown form 'gguf'"),
+        (["export", "{file}", "--to", "hf", "d", "--dtype", "int8"], "unknown dtype 'int8'"),
+    ],
+)
+def test_wrong_inputs_end_with_one_line(run, tiny, argv, message):
+    status, out, err = run(*(word.format(**vars(tiny)) for word in argv))
+    assert (status, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("sprat: error: ")
+    assert message in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["inspect", "run"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot open"), (b"", "too few"), (b"PK" * 100, "not a .sprat"), ("cut", ""), ("flip", "")],
+)
+def test_a_bad_file_is_refused(run, tiny, tmp_path, verb, content, message):
+    bad, good = tmp_path / "bad.sprat", tiny.file.read_bytes()
+    if content == "cut":
+        bad.write_bytes(good[:-100])
+    elif content == "flip":
+        bad.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+    elif content is not None:
+        bad.write_bytes(content)
+    status, out, err = run(verb, bad, *(["the cat"] if verb == "run" else []))
+    assert (status, out) == (2, "")
+    assert err.startswith("sprat: error: ")
+    assert message in err
+    assert "bad.sprat" in err
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPRAT_DEBUG", "1")
+    with pytest.raises(sprat.SpratError):
+        main(["inspect", str(tmp_path / "absent.sprat")])
+
+
+def test_ctrl_c_ends_with_a_clean_line(run, monkeypatch, tiny):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sprat.cli.inspect.parts", stop)
+    assert run("inspect", tiny.file) == (130, "", "sprat: stopped\n")
+
+
+def test_inspect_accounts_for_every_byte(run, tiny, tmp_path):
+    status, out, _ = run("inspect", tiny.file, "--json", "--verify", "--svg", tmp_path / "picture.svg")
+    said = json.loads(out)
+    assert status == 0
+    assert said["bytes"] == said["total"] == tiny.file.stat().st_size
+    assert sum(section["nbytes"] for section in said["sections"]) == said["bytes"]
+    assert said["config"]["model_type"] == "llama"
+    picture = ElementTree.parse(tmp_path / "picture.svg").getroot()
+    words = "".join(picture.itertext())
+    assert f"{said['bytes']:,} bytes" in words
+    assert all(word in words for word in ("layer 0", "layer 1", "feed-forward", "attention", "tokenizer"))
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.svg"]
+
+
+def test_inspect_draws_layers_and_kinds(run, tiny):
+    status, out, _ = run("inspect", tiny.file)
+    assert status == 0
+    assert f"{tiny.file.stat().st_size:,} bytes" in out
+    lines = {line[:20].strip(): line for line in out.splitlines()}
+    assert "█" in lines["layer 1"]
+    assert "%" in lines["feed-forward"]
+    shares = [
+        float(line.split(" %")[0].split()[-1])
+        for line in out.splitlines()
+        if line.startswith("layer ") and "█" in line
+    ]
+    assert len(shares) == 2
+
+
+def test_run_writes_text(run, tiny):
+    argv = ("run", tiny.file, "the cat", "--max-tokens", "6", "--temperature", "0.7", "--seed", "5")
+    status, out, err = run(*argv)
+    assert status == 0
+    assert out.endswith("\n")
+    assert (status, out, err) == run(*argv)
+
+
+def test_run_reads_standard_input(run, tiny, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat"))
+    piped = run("run", tiny.file, "-", "--max-tokens", "4", "--raw")
+    assert piped == run("run", tiny.file, "the cat", "--max-tokens", "4", "--raw")
+
+
+def test_prove_prints_figures_with_intervals(run, tiny):
+    argv = (
+        "prove",
+        tiny.file,
+        "--against",
+        tiny.folder,
+        "--text",
+        tiny.text,
+        "--context",
+        "32",
+        "--tokens",
+        "640",
+    )
+    status, out, err = run(*argv)
+    assert status == 0
+    assert "95 % interval" in out
+    assert "300 tokens scored in 20 contexts of 32" in out
+    assert "comparing the two models" in err
+    status, out, _ = run(*argv, "--json")
+    said = json.loads(out)
+    assert said["schema"] == "sprat.proof/1"
+    assert said["file"]["bytes"] == tiny.file.stat().st_size
+    assert 0 < said["metrics"]["kl"]["low"] < said["metrics"]["kl"]["value"]
+
+
+def test_export_writes_a_folder(run, tiny, tmp_path):
+    status, out, _ = run("export", tiny.file, "--to", "hf", tmp_path / "out", "--dtype", "float32")
+    assert status == 0
+    assert "out: " in out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 320
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,31 @@
+"""A tiny random model, saved as a Hugging Face folder and rounded into a `.sprat`, for whole-way tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_model import SENTENCES, save_model, write_file
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The original's folder, the file made from it by plain rounding, and a text to compare them on."""
+
+    folder: Path
+    file: Path
+    text: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    root = tmp_path_factory.mktemp("tiny")
+    folder = save_model(root / "original")
+    words = SENTENCES.split()
+    order = np.random.default_rng(0).integers(0, len(words), size=6000)
+    text = root / "text.txt"
+    text.write_text(" ".join(words[i] for i in order) + " café 🐟", encoding="utf-8")
+    return Tiny(folder, write_file(folder, root / "tiny.sprat"), text)
