@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from sprat.fit import plan as plan
     from sprat.prove.proof import prove as prove
     from sprat.run.export import export as export
-    from sprat.source import load as load
+    from sprat.source.load import load as load
 
 __version__ = "0.1.0"
 
 #: verb -> the module that holds the function of that name
 _VERBS = {
-    "load": "sprat.source",
+    "load": "sprat.source.load",
     "fit": "sprat.fit",
     "plan": "sprat.fit",
     "open": "sprat.coding.container",

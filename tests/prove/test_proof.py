@@ -23,7 +23,7 @@ def source(folder, model=None):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return SimpleNamespace(
-        model=model, tokenizer=tokenizer, ref=str(folder), name="tiny", hash="0", nbytes=57_664
+        model=model, tokenizer=tokenizer, ref=str(folder), name="tiny", hash="0", original_bytes=57_664
     )
 
 

@@ -40,8 +40,7 @@ def bars() -> Iterator[Progress]:
     """A progress callable that draws a bar a stage, with time spent and time left; lines in a log."""
     console = err()
     if not console.is_terminal:
-        with _lines(console) as progress:
-            yield progress
+        yield _lines(console)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f} %"),
@@ -60,8 +59,7 @@ def bars() -> Iterator[Progress]:
         yield progress
 
 
-@contextmanager
-def _lines(console: Console) -> Iterator[Progress]:
+def _lines(console: Console) -> Progress:
     """For logs: a line when a stage begins."""
     seen: set[str] = set()
 
@@ -70,7 +68,7 @@ def _lines(console: Console) -> Iterator[Progress]:
             seen.add(stage)
             console.print(f"sprat: {stage} …", markup=False)
 
-    yield progress
+    return progress
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:

@@ -20,7 +20,7 @@ from sprat.prove.metrics import Metrics, compare, summarise
 
 if TYPE_CHECKING:
     from sprat.run.tokenizer import TextTokenizer
-    from sprat.source import Source
+    from sprat.source.load import Source
 
 SCHEMA = "sprat.proof/1"
 #: Below this many contexts an interval of 95 % is a rough guess, and the proof says so.
@@ -95,7 +95,7 @@ def prove(
     warnings = _warnings(metrics, len(contexts.ids), tokens // context, dtype, calibration)
     return Proof(
         file={"path": str(file), "bytes": Path(file).stat().st_size, "sha256": sha256(Path(file))},
-        against={"ref": source.ref, "name": source.name, "bytes": source.nbytes, "hash": source.hash},
+        against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
         text={"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256},
         settings={
             "context": context,
@@ -129,7 +129,7 @@ def _load(against: str | Path | Source, dtype: str) -> Source:
     if not isinstance(against, str | Path):
         return against
     from sprat.run.model import torch_dtype
-    from sprat.source import load
+    from sprat.source.load import load
 
     return load(str(against), dtype=torch_dtype(dtype))
 
