@@ -47,12 +47,10 @@ bool symbol_of(int64_t q, int quantizer, int64_t& k) {
         k = q;
         return true;
     }
-    if (quantizer == 0) {
-        k = q / 2;
-        return (q & 1) == 0;
-    }
-    k = (q + (q > 0) - (q < 0)) / 2;
-    return q == 0 || (q & 1);
+    // Even for every point of the quantizer, without a branch: the parity of q is a coin toss.
+    const int64_t even = q + (quantizer ? (q > 0) - (q < 0) : 0);
+    k = even >> 1;
+    return (even & 1) == 0;
 }
 
 struct Shape {
@@ -139,7 +137,7 @@ struct Writer {
 };
 
 struct Pending {
-    int64_t k;
+    int32_t k;
     uint8_t context;
 };
 
@@ -156,7 +154,7 @@ std::vector<uint8_t> encode_chunk(const T* q, const Shape& shape, int64_t first,
             const int b = bucket_of_sum(shape.row_class[first + i] + shape.col_class[j]);
             int64_t k;
             symbol_of<S>(q[(first + i) * n + j], quantizer, k);  // checked when the contexts were counted
-            pending[i * n + j] = {k, static_cast<uint8_t>(quantizer * kBuckets + b)};
+            pending[i * n + j] = {static_cast<int32_t>(k), static_cast<uint8_t>(quantizer * kBuckets + b)};
             state = Trellis<S>::next[state][k & 1];
         }
     }
@@ -168,21 +166,22 @@ std::vector<uint8_t> encode_chunk(const T* q, const Shape& shape, int64_t first,
         const int live = static_cast<int>(std::min<int64_t>(kLanes, rows - group));
         for (int64_t j = n - 1; j >= 0; --j) {
             for (int l = live - 1; l >= 0; --l) {
-                const Pending p = pending[(group + l) * n + j];
-                const EncodeContext& c = *contexts[p.context];
-                const int b = p.context % kBuckets, raw = raw_bits(b), cells = 1 << cell_bits(b);
-                const int64_t h = p.k >> raw, middle = cells / 2 - 1;
+                const auto [small, context] = pending[(group + l) * n + j];
+                const int64_t k = small;
+                const EncodeContext& c = *contexts[context];
+                const int b = context % kBuckets, raw = raw_bits(b), cells = 1 << cell_bits(b);
+                const int64_t h = k >> raw, middle = cells / 2 - 1;
                 if (h >= -middle && h <= middle && c.freq[h + middle]) {
-                    w.raw(x[l], static_cast<uint32_t>(p.k & ((1 << raw) - 1)), raw);
+                    w.raw(x[l], static_cast<uint32_t>(k & ((1 << raw) - 1)), raw);
                     w.symbol(x[l], c, static_cast<int>(h + middle));
                     continue;
                 }
-                const uint64_t e = static_cast<uint64_t>(p.k < 0 ? -p.k : p.k);
+                const uint64_t e = static_cast<uint64_t>(k < 0 ? -k : k);
                 const int length = static_cast<int>(std::bit_width(e)), low = std::max(0, length - 1);
                 const int piece = std::min(16, low);
                 w.raw(x[l], static_cast<uint32_t>((e >> piece) & ((1u << (low - piece)) - 1)), low - piece);
                 w.raw(x[l], static_cast<uint32_t>(e & ((1u << piece) - 1)), piece);
-                w.raw(x[l], static_cast<uint32_t>(length | (p.k < 0) << 6), 7);
+                w.raw(x[l], static_cast<uint32_t>(length | (k < 0) << 6), 7);
                 w.symbol(x[l], c, cells - 1);
             }
         }
