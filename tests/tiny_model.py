@@ -74,7 +74,7 @@ def write_file(folder: Path, path: Path, steps: int = 12, provenance: dict | Non
         config=json.loads((folder / "config.json").read_text()),
         entries=entries,
         recipe={},
-        provenance={"name": "tiny", "calibration": {"source": "self"}} if provenance is None else provenance,
+        provenance={"model": "tiny", "calibration": {"source": "self"}} if provenance is None else provenance,
         file_extra=files,
     )
     return path

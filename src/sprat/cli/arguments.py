@@ -6,11 +6,15 @@ import argparse
 import difflib
 import re
 import sys
+import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sprat.errors import BudgetError, RecipeError
 from sprat.sizes import Budget, parse_budget
+
+if TYPE_CHECKING:
+    from sprat.recipe import Recipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,12 +131,24 @@ def calibration(arguments: argparse.Namespace) -> str | list[str]:
     return "self"
 
 
-def settings(pairs: list[str]) -> dict[str, str]:
-    """`--set a=1 --set b.c=x` as a dictionary; `RecipeError` for a pair without an equals sign."""
-    found = {}
+def recipe(arguments: argparse.Namespace) -> Recipe | None:
+    """What --recipe and --set name, the latter winning; None for the defaults."""
+    if arguments.recipe is None and not arguments.settings:
+        return None
+    from sprat.recipe import Recipe
+
+    return Recipe.read(arguments.recipe, _settings(arguments.settings))
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """`--set trellis=4`: values as TOML has them, and words without quotes as text."""
+    found: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name:
             raise RecipeError(f"--set wants KEY=VALUE, not {pair!r}")
-        found[name.strip()] = value.strip()
+        try:
+            found[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
     return found

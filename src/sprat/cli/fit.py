@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budget, calibration, settings
+from sprat.cli.arguments import add_calibration, add_model, budget, calibration, recipe
 from sprat.sizes import format_bytes
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    calibrate, chosen = calibration(arguments), recipe(arguments)
     from sprat.fit import fit
 
     with terminal.bars() as progress:
@@ -39,9 +40,9 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.model,
             budget=arguments.budget,
             out=arguments.out,
-            calibrate=calibration(arguments),
+            calibrate=calibrate,
             seed=arguments.seed,
-            recipe=recipe(arguments),
+            recipe=chosen,
             progress=progress,
         )
     rows = [
@@ -61,12 +62,3 @@ def execute(arguments: argparse.Namespace) -> None:
         terminal.out().print(f"{name:<13} {value}", markup=False, soft_wrap=True)
     for warning in result.warnings:
         terminal.note(warning)
-
-
-def recipe(arguments: argparse.Namespace):
-    """The recipe that --recipe and --set name; None for the defaults."""
-    if arguments.recipe is None and not arguments.settings:
-        return None
-    from sprat.fit import Recipe
-
-    return Recipe.read(arguments.recipe, settings(arguments.settings))

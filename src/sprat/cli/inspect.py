@@ -80,7 +80,7 @@ def _show(file: Path, artifact: Artifact, found: list[Part]) -> None:
     console.print(_bars("kind", [(name, part) for name, part in ordered], size))
     console.print()
     console.print(_bars("layer", by_layer(found), size))
-    if name := artifact.provenance.get("name"):
+    if name := artifact.provenance.get("model"):
         console.print(f"\nmade from {name}", markup=False, soft_wrap=True)
 
 

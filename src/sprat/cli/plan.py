@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budgets, calibration
-from sprat.cli.fit import recipe
+from sprat.cli.arguments import add_calibration, add_model, budgets, calibration, recipe
 
 SUMMARY = "Predict what each budget would cost, without writing anything."
 EXAMPLES = """  sprat plan smollm2-135m --budgets 30MB,50MB,80MB
@@ -27,15 +26,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    calibrate, chosen = calibration(arguments), recipe(arguments)
     from sprat.fit import plan
 
     with terminal.bars() as progress:
         rows = plan(
             arguments.model,
             arguments.budgets,
-            calibrate=calibration(arguments),
+            calibrate=calibrate,
             seed=arguments.seed,
-            recipe=recipe(arguments),
+            recipe=chosen,
             progress=progress,
         )
     if arguments.json:

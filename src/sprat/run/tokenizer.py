@@ -104,7 +104,9 @@ def tokenizer_files(artifact: Artifact) -> dict[str, bytes]:
         return files
     from sprat.coding.tokenizer import unpack
 
-    return unpack(files)
+    if "packed" not in files:
+        raise FormatError("section 'tokenizer': the file holds no tokenizer")
+    return unpack(files["packed"])
 
 
 def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer:
