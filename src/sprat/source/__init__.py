@@ -1,4 +1,4 @@
-"""Models and texts come in: `load` reads a model from wherever it lies, `calibration_ids` the text to measure it on.
+"""Models and texts come in: `load` reads a model, `calibration_ids` the text to measure it on.
 
 Nothing here is imported before it is used: torch and transformers belong to the `fit` extra.
 """

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import torch
 
 from sprat.errors import SourceError, nearest
@@ -54,12 +58,12 @@ class Source:
 def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
     """Load a causal language model.
 
-    `ref`: a Hugging Face folder (config.json and safetensors, sharded or not), a hub id "org/name", a `.gguf` file
-    (dequantized), or the name of an installed model package ("smollm2-135m").
+    `ref`: a Hugging Face folder (config.json and safetensors, sharded or not), a hub id "org/name", a `.gguf`
+    file (dequantized), or the name of an installed model package ("smollm2-135m").
     Raises `SourceError`: nothing there, no network, unsupported architecture, missing or non-finite weights.
     """
     place = places.find(str(ref))
-    with quiet():
+    with quiet(), _reading_once():
         model, files, digest = (_gguf if place.path.is_file() else _folder)(place, dtype)
         tokenizer = _tokenizer(place, files)
     model.eval()
@@ -138,6 +142,18 @@ def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dic
     return model, {}, _digest([place.path])
 
 
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Transformers parses a GGUF's header several times and builds its table of names once for every module:
+    remembered, a load takes a third of the time."""
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(reader), cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
 def _tokenizer(place: places.Place, files: dict[str, bytes]) -> PreTrainedTokenizerFast:
     """The fast tokenizer; `files` gains tokenizer.json and its kin where the model did not come with them."""
     from transformers import AutoTokenizer
@@ -167,7 +183,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         ggufs = [name for name in inside if name.endswith(".gguf")]
         hint = f"; give the file itself: {path / ggufs[0]}" if ggufs else ""
         raise SourceError(
-            f"{path} is no model: looked for config.json and *.safetensors, found {', '.join(inside) or 'nothing'}{hint}"
+            f"{path} is no model: looked for config.json and *.safetensors, "
+            f"found {', '.join(inside) or 'nothing'}{hint}"
         )
     try:
         config = json.loads(file.read_bytes())
@@ -185,9 +202,9 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
     if kind not in known:
         architecture = ", ".join(config.get("architectures") or []) or kind
         raise SourceError(
-            f"unsupported architecture {architecture} (model_type {kind!r}){nearest(kind, known)}; supported is any "
-            "causal language model of transformers whose maps are nn.Linear or Conv1D: Llama, Mistral, Qwen2, "
-            "Qwen3, Gemma, SmolLM, GPT-2 and more. Code that comes with a model is never run."
+            f"unsupported architecture {architecture} (model_type {kind!r}){nearest(kind, known)}; supported "
+            "is any causal language model of transformers whose maps are nn.Linear or Conv1D: Llama, "
+            "Mistral, Qwen2, Qwen3, Gemma, SmolLM, GPT-2 and more. Code that comes with a model is never run."
         )
 
 
@@ -202,7 +219,8 @@ def _refuse_missing(path: Path, info: dict[str, Any]) -> None:
 def _refuse_nonfinite(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         for part in parameter.detach().reshape(-1).split(_CHUNK):
-            if not torch.isfinite(part).all():
+            # A sum is many times faster than `isfinite` and not finite if a term is not; it may overflow too.
+            if not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():
                 bad = int((~torch.isfinite(parameter.detach())).sum())
                 raise SourceError(f"the tensor {name} holds {bad} values that are NaN or infinite")
 

@@ -1,7 +1,7 @@
 """The linear maps of a model, found by its module tree and one tiny forward pass, never by a list of names.
 
-A map is an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)). Maps whose input is the very same
-tensor (q/k/v, gate/up) share their input statistics and form a group.
+A map is an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)). Maps whose input is the
+very same tensor (q/k/v, gate/up) share their input statistics and form a group.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def linear_maps(model: PreTrainedModel) -> list[Map]:
 def groups(model: PreTrainedModel) -> list[Group]:
     """The maps by shared input, in forward order.
 
-    Raises `SourceError` for a model whose layers hold weights that are no linear maps (fused experts, say), or maps
-    that a forward pass does not reach (experts that the router did not choose).
+    Raises `SourceError` for a model whose layers hold weights that are no linear maps (fused experts, say),
+    or maps that a forward pass does not reach (experts that the router did not choose).
     """
     prefix, layers = decoder_layers(model)
     output = head(model).output

@@ -1,4 +1,4 @@
-"""From what a user typed to files on this machine: a folder, a GGUF file, a hub id, an installed model package."""
+"""From what a user typed to files on this machine: a folder, a GGUF file, a hub id, an installed package."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _download(ref: str) -> Path:
         ) from error
     except Exception as error:  # no network shows as one of many types, depending on the transport
         raise SourceError(
-            f"{ref} is not on this machine and the hub cannot be reached ({type(error).__name__}). Where there is a "
-            f"network, run `hf download {ref} --local-dir FOLDER`, bring the folder here and give it as the model; "
-            "or bring the hub's cache (HF_HOME) and set HF_HUB_OFFLINE=1."
+            f"{ref} is not on this machine and the hub cannot be reached ({type(error).__name__}). Where "
+            f"there is a network, run `hf download {ref} --local-dir FOLDER`, bring the folder here and "
+            "give it as the model; or bring the hub's cache (HF_HOME) and set HF_HUB_OFFLINE=1."
         ) from error

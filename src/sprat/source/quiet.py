@@ -1,4 +1,4 @@
-"""Transformers and huggingface_hub talk and draw bars; a library must not. Their settings are put back afterwards."""
+"""Transformers and huggingface_hub talk and draw bars; a library must not. Their settings are put back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quiet() -> Iterator[None]:
         logging.is_progress_bar_enabled(),
         are_progress_bars_disabled(),
     )
-    # An error that transformers logs is one that it also raises, or that `load` finds out and raises by itself.
+    # An error that transformers logs is one that it also raises, or that `load` finds out and raises itself.
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     disable_progress_bars()

@@ -1,0 +1,160 @@
+"""Calibration text as token ids: from files, standard input, a hub data set, or written by the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sprat.errors import SourceError, nearest
+from sprat.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from sprat.source.load import Source
+
+_PIECE = 1 << 20
+_NGRAM = 13
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Contexts to measure a model on."""
+
+    ids: np.ndarray
+    """int64 (contexts, context)"""
+    description: str
+    hash: str
+    """SHA-256 (hex) of the ids."""
+    text_hashes: tuple[str, ...] = ()
+    """SHA-256 (hex) of each text that was read."""
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.size
+
+
+def calibration_ids(
+    source: Source,
+    spec: str | Path | Sequence[str | Path],
+    tokens: int,
+    context: int = 512,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Calibration:
+    """At least `tokens` tokens, in whole contexts of `context`.
+
+    `spec`: "self" (the model writes), a file or several (UTF-8; "-" is standard input), or "hub:NAME[:SPLIT]" (a
+    data set with a column "text"). A longer text is sampled evenly. Raises `SourceError`: unreadable or too short.
+    """
+    if tokens < 1 or context < 2:
+        raise SourceError(f"calibration needs tokens >= 1 and context >= 2, not {tokens} and {context}")
+    contexts = -(-tokens // context)
+    specs = [str(s) for s in ([spec] if isinstance(spec, str | Path) else spec)]
+    if specs == ["self"]:
+        from sprat.source.selftext import write
+
+        ids = write(source, contexts, context, seed=seed, progress=progress).numpy()
+        return _calibration(ids, f"written by the model itself (temperature 1, seed {seed})", ())
+    if not specs:
+        raise SourceError("no calibration text was named: give a file, '-', hub:NAME or self")
+    texts = [_read(s, tokens) for s in specs]
+    stream = np.concatenate([tokenize(source.tokenizer, text) for text in texts])
+    if len(stream) < contexts * context:
+        raise SourceError(
+            f"the calibration text is too short: {len(stream)} tokens in {', '.join(specs)}, "
+            f"at least {contexts * context} are needed (or use 'self': the model writes its own)"
+        )
+    starts = spread(len(stream) // context, contexts, seed) * context
+    ids = stream[starts[:, None] + np.arange(context)]
+    hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    return _calibration(ids, ", ".join(Path(s).name or s for s in specs), hashes)
+
+
+def overlap(calibration: Calibration, ids: np.ndarray) -> float:
+    """The share, 0..1, of the 13-token runs of `ids` (int (n,), the evaluation text) seen in calibration."""
+    seen = {run for row in calibration.ids for run in _runs(row)}
+    runs = _runs(np.asarray(ids, np.int64))
+    return sum(run in seen for run in runs) / len(runs) if runs else 0.0
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
+    """Token ids, int64 (n,), without special tokens; cut at line ends into pieces that bound the memory."""
+    ids: list[int] = []
+    start = 0
+    while start < len(text):
+        end = len(text)
+        if start + _PIECE < end:
+            end = (text.rfind("\n", start, start + _PIECE) + 1) or start + _PIECE
+        ids.extend(tokenizer.backend_tokenizer.encode(text[start:end], add_special_tokens=False).ids)
+        start = end
+    return np.array(ids, np.int64)
+
+
+def spread(available: int, wanted: int, seed: int) -> np.ndarray:
+    """`wanted` of `available` places, one at random in each of `wanted` equal stretches: int64, ascending."""
+    edges = np.arange(wanted + 1) * available // wanted
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+
+
+def _calibration(ids: np.ndarray, description: str, hashes: tuple[str, ...]) -> Calibration:
+    ids = np.ascontiguousarray(ids, np.int64)
+    return Calibration(ids, description, hashlib.sha256(ids.tobytes()).hexdigest(), hashes)
+
+
+def _runs(ids: np.ndarray) -> list[bytes]:
+    return [ids[i : i + _NGRAM].tobytes() for i in range(len(ids) - _NGRAM + 1)]
+
+
+def _read(spec: str, tokens: int) -> str:
+    if spec == "-":
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    if spec.startswith("hub:"):
+        return _data_set(spec, tokens)
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise SourceError(
+            f"there is no calibration text {spec}{nearest(path.name, [*here, 'self'])}; "
+            "a text is a UTF-8 file, '-' (standard input), hub:NAME[:SPLIT] or self"
+        )
+    return _decode(path.read_bytes(), spec)
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name} is not UTF-8 text (byte {error.start}: {error.reason})") from error
+
+
+def _data_set(spec: str, tokens: int) -> str:
+    """Rows of a hub data set until there are certainly enough tokens (a token is rarely over 16 characters)."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SourceError(f"{spec} needs the package datasets: pip install datasets") from error
+    name, _, split = spec.removeprefix("hub:").partition(":")
+    rows: list[str] = []
+    try:
+        for row in load_dataset(name, split=split or "train", streaming=True):
+            text = row.get("text")
+            if not isinstance(text, str):
+                raise SourceError(f"{spec} has no column 'text'; it has {', '.join(map(str, row))}")
+            rows.append(text)
+            tokens -= len(text) // 16
+            if tokens < 0:
+                break
+    except SourceError:
+        raise
+    except Exception as error:  # no network shows as one of many types
+        raise SourceError(
+            f"{spec} cannot be read ({type(error).__name__}: {error}); without a network give a file, or self"
+        ) from error
+    return "\n".join(rows)
