@@ -1,0 +1,93 @@
+"""Rounding a whole model at one level, and what its statistics say of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sprat.coding import entropy
+from sprat.coding.tensors import Entry, Lattice
+from sprat.level.predict import Spread
+from sprat.level.targets import Target, Targets
+from sprat.methods import METHODS
+from sprat.methods.waterlevel import choose_steps
+from sprat.progress import Progress, silent
+from sprat.recipe import Recipe
+from sprat.sense.shrink import upper_factor
+
+#: Real distortion on held-out inputs over the predicted one, above which a group's statistics are not believed.
+DISTRUST = 2.0
+
+
+@dataclass
+class Rounded:
+    """The model at one level."""
+
+    entries: dict[str, Entry]
+    counts: entropy.Counts
+    ratios: dict[str, float] = field(default_factory=dict)
+    """Target -> held-out distortion over predicted distortion; 1 where the statistics told the truth."""
+
+
+def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress = silent) -> list[Spread]:
+    """What `level.predict` needs, from one pass over the targets."""
+    out = []
+    for index in targets.layers():
+        for target in targets.layer(index):
+            out.append(_spread(target, level, recipe))
+        progress("step sizes", index + 1, len(targets.layers()))
+    out.extend(_spread(target, level, recipe) for target in targets.embeddings())
+    return out
+
+
+def _spread(target: Target, level: float, recipe: Recipe) -> Spread:
+    u = upper_factor(target.metric(recipe.shrinkage), target.name)
+    return Spread.of(choose_steps(target.w, u.diagonal(), target.g, level, recipe), level)
+
+
+def round_model(
+    targets: Targets, level: float, recipe: Recipe, tables: entropy.Tables, progress: Progress = silent
+) -> Rounded:
+    """Round every target on the statistics of the original model."""
+    done = Rounded({}, entropy.Counts.none())
+    threads = torch.get_num_threads()
+    total = len(targets.layers()) + 1
+    for index in targets.layers():
+        for target in targets.layer(index):
+            round_target(done, target, level, recipe, tables, threads)
+        progress("rounding", index + 1, total)
+    for target in targets.embeddings():
+        round_target(done, target, level, recipe, tables, threads)
+    progress("rounding", total, total)
+    return done
+
+
+def round_target(
+    done: Rounded, target: Target, level: float, recipe: Recipe, tables: entropy.Tables, threads: int
+) -> Lattice:
+    """Round one target into `done`; where held-out inputs contradict the statistics, again with more shrinkage."""
+    method = METHODS[recipe.method]
+    strength = recipe.shrinkage
+    while True:
+        h = target.metric(strength)
+        lattice = method(target.w, h, target.g, level, recipe, tables, target.name, threads)
+        ratio = distortion_ratio(target, lattice, h)
+        if ratio <= DISTRUST or strength >= 64 * recipe.shrinkage:
+            break
+        strength *= 4
+    done.entries[target.name] = target.entry(lattice)
+    done.counts = done.counts + entropy.count([lattice], threads)
+    done.ratios[target.name] = ratio
+    return lattice
+
+
+def distortion_ratio(target: Target, lattice: Lattice, h: Tensor) -> float:
+    """Σ g ‖ΔW x‖² over held-out inputs, divided by what h says; 1 where nothing was held out."""
+    if not len(target.probes):
+        return 1.0
+    error = (torch.from_numpy(lattice.dense()) - target.w) * target.g.sqrt()[:, None]
+    real = (target.probes.float() @ error.T).square().sum() / len(target.probes)
+    predicted = ((error @ h) * error).sum()
+    return float(real / predicted.clamp_min(1e-30))

@@ -1,0 +1,85 @@
+"""The budget: find the level whose file weighs at most the budget and at least 99 % of it, by weighing real files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sprat.coding.container import Assembled
+from sprat.errors import BudgetError
+from sprat.level.predict import Spread, predicted_bits, solve_level
+from sprat.level.rounding import Rounded
+from sprat.sizes import format_bytes
+
+#: A file is accepted between this share of the budget and the budget.
+LEAST = 0.99
+#: What the search aims at.
+AIM = 0.9965
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The chosen level, what was rounded at it, and the file, not yet on disk."""
+
+    level: float
+    rounded: Rounded
+    file: Assembled
+
+
+def search(
+    budget: int,
+    spreads: list[Spread],
+    trellis: bool,
+    overhead: int,
+    build: Callable[[float], tuple[Rounded, Assembled]],
+) -> Fitted:
+    """Secant steps on the logarithm of predicted bytes, corrected by every file that was weighed.
+
+    overhead: bytes of the file that do not depend on the level; build(level) rounds and assembles.
+    Raises BudgetError when no level fits, naming the smallest budget that works.
+    """
+    correction = 1.0
+    best: Fitted | None = None
+    low, high = 0.0, math.inf  # levels known to be too fine, and known to fit
+    target = AIM * budget
+    for _ in range(ROUNDS):
+        level = level_for(target, spreads, trellis, overhead, correction)
+        if not low < level < high:
+            level = math.sqrt(low * high) if low and high < math.inf else level
+        rounded, file = build(level)
+        if file.nbytes <= budget:
+            high = min(high, level)
+            if best is None or file.nbytes > best.file.nbytes:
+                best = Fitted(level, rounded, file)
+            if file.nbytes >= LEAST * budget:
+                return best
+        else:
+            low = max(low, level)
+        coded = max(file.nbytes - overhead, 1)
+        correction = coded / max(predicted_bits(spreads, level, trellis) / 8, 1)
+    if best is None:
+        raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
+    return best
+
+
+def level_for(target: float, spreads: list[Spread], trellis: bool, overhead: int, correction: float = 1.0) -> float:
+    """The level whose predicted file weighs `target` bytes."""
+    return solve_level(
+        lambda level: overhead + correction * predicted_bits(spreads, level, trellis) / 8, target
+    )
+
+
+def refuse_impossible(budget: int, original: int, floor: int, name: str) -> None:
+    """Raise BudgetError for a budget that no level reaches or that the original would fit into."""
+    if budget > original:
+        raise BudgetError(
+            f"{name} has {format_bytes(original)} ({original:,} bytes) in bf16: a budget of {budget:,} bytes is "
+            "above that; nothing needs to be compressed"
+        )
+    if budget < floor:
+        raise BudgetError(
+            f"{name} does not fit into {budget:,} bytes: the smallest budget that works is {floor:,} bytes "
+            f"({format_bytes(floor)})"
+        )

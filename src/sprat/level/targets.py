@@ -1,0 +1,123 @@
+"""Targets: what is rounded together, its weights and its metric, layer by layer from the cached statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sprat.coding.tensors import Dense, Entry, Lattice
+from sprat.recipe import Recipe
+from sprat.sense.cache import Cache
+from sprat.sense.embedding import embedding_metric
+from sprat.sense.shrink import shrink
+from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
+from sprat.source.load import Source
+from sprat.source.maps import Map, groups, head
+
+
+@dataclass(frozen=True)
+class Target:
+    """Maps stacked by rows that share their input: w (m, n), h (n, n) as measured, g (m,)."""
+
+    name: str
+    parameters: tuple[str, ...]
+    rows: tuple[int, ...]
+    transposed: bool
+    w: Tensor
+    h: Tensor
+    g: Tensor
+    probes: Tensor
+    tokens: int
+    layer: int | None
+    maps: tuple[Map, ...] = field(default=())
+
+    def metric(self, strength: float) -> Tensor:
+        """H shrunk; an embedding's metric is built from shrunk parts already."""
+        return self.h if self.layer is None else shrink(self.h, self.tokens, strength)
+
+    def entry(self, lattice: Lattice) -> Entry:
+        return Entry(self.parameters, self.rows, lattice, self.transposed)
+
+
+class Targets:
+    """The targets of a model, read from the cache when asked for, one layer in memory at a time."""
+
+    def __init__(self, source: Source, cache: Cache, recipe: Recipe):
+        self.source, self.cache, self.recipe = source, cache, recipe
+        self.by_layer = layer_groups(groups(source.model))
+        self.head = head(source.model)
+
+    def layer(self, index: int) -> list[Target]:
+        found = self.cache.get(f"layer/{index}", GroupStatistics)
+        out = []
+        for group in self.by_layer[index]:
+            s: GroupStatistics = found[group.name]
+            # Stacked maps keep their weights the same way round; Conv1D and Linear never share a block in practice.
+            kinds = {m.transposed for m in group.maps}
+            assert len(kinds) == 1, group.name
+            out.append(
+                Target(
+                    group.name.removesuffix(".weight"),
+                    tuple(m.name for m in group.maps),
+                    tuple(m.shape[0] for m in group.maps),
+                    kinds.pop(),
+                    torch.cat([m.weight() for m in group.maps]).float(),
+                    s.h,
+                    s.g,
+                    s.probes,
+                    s.tokens,
+                    index,
+                    group.maps,
+                )
+            )
+        return out
+
+    def embeddings(self) -> list[Target]:
+        """The embedding (tied), or the input and the output one."""
+        found: HeadStatistics = self.cache.get("head", HeadStatistics)["head"]
+        if self.head.tied:
+            return [self._embedding(found, "tied", self.head.input_name, self.head.input)]
+        return [
+            self._embedding(found, "input", self.head.input_name, self.head.input),
+            self._embedding(found, "output", self.head.output_name, self.head.output),
+        ]
+
+    def _embedding(self, found: HeadStatistics, role: str, name: str, module: torch.nn.Module) -> Target:
+        h, g = embedding_metric(found, role, self.recipe.vocabulary_floor, self.recipe.shrinkage)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        w = weight.detach().float()
+        if w.shape[1] != len(h):  # a factored embedding: no metric of that width was measured
+            h = torch.eye(w.shape[1])
+        none = torch.zeros(0, w.shape[1])
+        short = name.removesuffix(".weight")
+        return Target(short, (name,), (len(w),), False, w, h, g, none, found.tokens, None)
+
+    def vectors(self) -> int:
+        """Rows and columns of all targets: the scales and classes that a file keeps."""
+        stacked = sum(sum(m.shape[0] for m in g.maps) + g.width for gs in self.by_layer.values() for g in gs)
+        ends = {self.head.input_name: self.head.input, self.head.output_name: self.head.output}
+        return stacked + sum(sum(module.weight.shape) for module in ends.values())  # type: ignore[arg-type]
+
+    def layers(self) -> range:
+        return range(len(self.by_layer))
+
+    def all(self) -> Iterator[Target]:
+        for index in self.layers():
+            yield from self.layer(index)
+        yield from self.embeddings()
+
+    def dense(self) -> dict[str, Entry]:
+        """Everything that is not rounded: norms, biases, position embeddings, small buffers of the checkpoint."""
+        rounded = {m.name for g in self.by_layer.values() for group in g for m in group.maps}
+        rounded |= {self.head.input_name, self.head.output_name}
+        out = {}
+        for name, parameter in self.source.model.named_parameters():
+            if name not in rounded:
+                array = parameter.detach().float().numpy().copy()
+                rows = array.shape[0] if array.ndim else 1
+                out[name] = Entry((name,), (rows,), Dense(array, self.recipe.dense_type))
+        return out

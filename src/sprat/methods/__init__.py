@@ -1,0 +1,18 @@
+"""How values are chosen, a file a method: pure functions of (weights, statistics, options).
+
+A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name) -> Lattice`; `sprat fit` finds it here by the
+recipe's `method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sprat.coding.tensors import Lattice
+from sprat.methods import waterlevel
+
+Method = Callable[..., Lattice]
+
+METHODS: dict[str, Method] = {
+    "waterlevel": waterlevel.round_to_level,
+}

@@ -1,0 +1,106 @@
+"""A recipe: every choice of a fit as a strict, frozen record that reads from TOML and is written into the file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sprat.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is fitted. Unknown keys and values outside their range are refused."""
+
+    method: str = "waterlevel"
+    """The row of sprat.methods.METHODS that chooses the values."""
+    context: int = 512
+    """Tokens in a calibration context."""
+    tokens: int = 0
+    """Calibration tokens; 0 chooses by the widest input (8 x, at least 16,384, at most 65,536)."""
+    held_out: int = 4
+    """Contexts kept back from the statistics, to check predicted against real damage."""
+    shrinkage: float = 1.0
+    """Strength of the shrinkage of H towards its diagonal (sense/shrink.py)."""
+    row_floor: float = 0.05
+    """Row weights are at least this share of their mean: few tokens say little of rarely active outputs."""
+    vocabulary_floor: float = 0.1
+    """Share of the token probability that is spread evenly over the vocabulary."""
+    column_steps: bool = True
+    """Steps by the conditional variance of each input; off: their geometric mean."""
+    row_steps: bool = True
+    """Steps by the Fisher weight of each output; off: their geometric mean."""
+    feedback: bool = True
+    """Feed each column's error into the columns not yet rounded (GPTQ); off: plain rounding."""
+    order: str = "natural"
+    """Order of the columns: "natural", or "descending" by variance (GPTQ's act-order; only without a trellis)."""
+    rate_weight: float = 1.0
+    """Weight of the bits in the rounding decision; 1 is the slope of the rate-distortion curve, 0 plain nearest."""
+    trellis: int = 4
+    """States of the trellis (dependent quantization): 4 or 8; 0 for a plain lattice."""
+    block: int = 64
+    """Columns that are rounded before their error reaches the rest, at most 128."""
+    scale_resolution: int = 8
+    """Steps an octave of the row and column scales."""
+    sequential: bool = True
+    """Correct each layer for the error of the layers already rounded, on the inputs that those leave it."""
+    sequential_tokens: int = 8192
+    """Tokens for that correction."""
+    dense_type: str = "bf16"
+    """How norms and biases are stored: "bf16", "f16" or "f32"."""
+
+    def __post_init__(self) -> None:
+        rules: list[tuple[str, bool, str]] = [
+            ("context", 16 <= self.context <= 65536, "16 to 65536"),
+            ("tokens", self.tokens >= 0, "0 or more"),
+            ("held_out", 1 <= self.held_out <= 1024, "1 to 1024"),
+            ("shrinkage", 0 < self.shrinkage <= 1e6, "above 0"),
+            ("row_floor", 0 < self.row_floor <= 1, "above 0, at most 1"),
+            ("vocabulary_floor", 0 < self.vocabulary_floor <= 1, "above 0, at most 1"),
+            ("order", self.order in ("natural", "descending"), '"natural" or "descending"'),
+            ("order", self.order == "natural" or not self.trellis, '"natural" with a trellis (set trellis = 0)'),
+            ("rate_weight", 0 <= self.rate_weight <= 10, "0 to 10"),
+            ("trellis", self.trellis in (0, 4, 8), "0, 4 or 8"),
+            ("block", 1 <= self.block <= 128, "1 to 128"),
+            ("scale_resolution", 1 <= self.scale_resolution <= 256, "1 to 256"),
+            ("sequential_tokens", self.sequential_tokens >= 0, "0 or more"),
+            ("dense_type", self.dense_type in ("bf16", "f16", "f32"), '"bf16", "f16" or "f32"'),
+        ]
+        for name, fine, allowed in rules:
+            if not fine:
+                raise RecipeError(f"recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}")
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        """A recipe from plain values; integers are taken for floats, nothing else is converted."""
+        known = {f.name: f for f in fields(Recipe)}
+        types = {f.name: type(f.default) for f in fields(Recipe)}
+        checked: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in known:
+                raise RecipeError(f"recipe: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+            if types[key] is float and type(value) is int:
+                value = float(value)
+            if type(value) is not types[key]:
+                raise RecipeError(f"recipe: {key} must be {types[key].__name__}, not {value!r}")
+            checked[key] = value
+        return Recipe(**checked)
+
+    @staticmethod
+    def read(path: str | Path | None, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """A TOML file (or none: the defaults) with `settings` on top."""
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            except OSError as error:
+                raise RecipeError(f"recipe {path}: {error.strerror}") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise RecipeError(f"recipe {path}: not TOML: {error}") from None
+        return Recipe.from_dict({**values, **(settings or {})})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""Sense: one pass over calibration text that says what each weight matters."""

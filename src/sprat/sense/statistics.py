@@ -1,0 +1,205 @@
+"""What each weight matters: the second moments that the water level needs.
+
+For a group of linear maps y = W x with a common input:
+    H = E[x xᵀ]   (n, n)    over calibration tokens,
+    g = E[γ²]     (m,)      γ = ∂ℓ/∂y with the label sampled from the model itself (the true Fisher's diagonal),
+so that ½ Σ_i g_i ΔW_i H ΔW_iᵀ, summed over the maps, approximates the KL divergence in nats per token
+(YAQA, arXiv 2505.22988, section 3; GPTQ, 2210.17323, for H alone).
+
+For the embedding, tied or not, in both of its roles:
+    output: H of the final hidden state weighted by Σ_v p_v (1 - p_v), and g_v = E[p_v (1 - p_v)],
+    input:  F = E[γ γᵀ] at the embedding's output, and the token frequency, taken as E[p_v] (far smoother than counts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sprat.progress import Progress, silent
+from sprat.sense.cache import Cache
+from sprat.sense.walk import Walk, batches
+from sprat.source.maps import Group
+
+#: Part of the cache's key: raise it when what is measured changes.
+VERSION = 1
+#: The first token of a context is left out: whatever it is, models park attention there, with activations and
+#: gradients hundreds of times larger than any other token's; it would own every average.
+SKIP = 1
+#: Tokens of held-out contexts whose inputs are kept, to compare predicted with real distortion.
+PROBES = 256
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """One group's moments. h: (n, n) float32; g: (m,) float32, all maps' rows stacked; probes: (PROBES, n) bfloat16."""
+
+    h: Tensor
+    g: Tensor
+    probes: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """h: (d, d), g: (V,): output role; f: (d, d), frequency: (V,): input role. All float32."""
+
+    h: Tensor
+    g: Tensor
+    f: Tensor
+    frequency: Tensor
+    tokens: int
+
+
+@dataclass
+class _Moments:
+    """Sums of one group while a layer's contexts pass."""
+
+    width: int
+    rows: list[int]
+    h: Tensor = field(init=False)
+    g: Tensor = field(init=False)
+    tokens: int = 0
+    x: Tensor | None = None
+    learning: bool = True
+    probes: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.h = torch.zeros(self.width, self.width)
+        self.g = torch.zeros(sum(self.rows))
+
+    def add_input(self, x: Tensor) -> None:
+        """x: (batch, context, n). Held-out contexts only leave their probes."""
+        flat = x.detach()[:, SKIP:].flatten(0, -2)
+        if self.learning:
+            self.h += flat.T @ flat  # bfloat16 products, summed in float32 inside a batch and across batches
+            self.tokens += len(flat)
+        else:
+            self.probes.append(flat.to(torch.bfloat16))
+
+    def add_gradient(self, index: int, gradient: Tensor) -> None:
+        """gradient: (batch, context, rows of map `index`)."""
+        if self.learning:
+            start = sum(self.rows[:index])
+            square = gradient.detach()[:, SKIP:].flatten(0, -2).float().square_().sum(0)
+            self.g[start : start + self.rows[index]] += square
+
+    def finish(self) -> GroupStatistics:
+        probes = torch.cat(self.probes) if self.probes else torch.zeros(0, self.width, dtype=torch.bfloat16)
+        keep = torch.linspace(0, max(len(probes) - 1, 0), min(PROBES, len(probes))).long()
+        return GroupStatistics(self.h / self.tokens, self.g / self.tokens, probes[keep].clone(), self.tokens)
+
+
+def layer_groups(groups: list[Group]) -> dict[int, list[Group]]:
+    """The groups by decoder layer."""
+    out: dict[int, list[Group]] = {}
+    for group in groups:
+        if group.layer is not None:
+            out.setdefault(group.layer, []).append(group)
+    return out
+
+
+def measure(
+    walk: Walk,
+    groups: list[Group],
+    cache: Cache,
+    *,
+    held_out: int,
+    batch: int = 4,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> None:
+    """Fill `cache` with the statistics of every group ("layer/<i>") and of the embedding ("head").
+
+    The last `held_out` contexts give probes only. One pass forward that keeps the hidden states between layers, one
+    backward that visits each layer once and stores its statistics as it leaves it: what is cached already is not
+    computed again except for the gradient that has to pass through. Peak memory: model + hidden states (2 bytes x
+    tokens x width x (layers + 1), twice the tokens' one boundary for the gradient) + one layer's H.
+    """
+    by_layer = layer_groups(groups)
+    if all(f"layer/{i}" in cache for i in by_layer) and "head" in cache:
+        return
+    for parameter in walk.model.parameters():
+        parameter.requires_grad_(False)
+    hidden = walk.boundaries(batch, progress)
+    gradient, head = _output_side(walk, hidden.pop(), held_out, seed, progress)
+    total = len(walk.layers)
+    for index in reversed(range(total)):
+        moments = [_Moments(g.width, [m.shape[0] for m in g.maps]) for g in by_layer.get(index, [])]
+        x = hidden.pop()
+        for part in _split(len(walk.ids), held_out, batch):
+            for m in moments:
+                m.learning = part.stop <= len(walk.ids) - held_out
+            leaf = x[part].detach().requires_grad_()
+            with _listen(by_layer.get(index, []), moments), torch.enable_grad():
+                walk.call(index, leaf).backward(gradient[part])
+            assert leaf.grad is not None
+            gradient[part] = leaf.grad
+        named = {g.name: m.finish() for g, m in zip(by_layer.get(index, []), moments, strict=True)}
+        cache.put(f"layer/{index}", named)
+        progress("statistics", total - index, total)
+    learning = gradient[: len(gradient) - held_out, SKIP:].flatten(0, 1).float()
+    scale = float(getattr(walk.model.get_input_embeddings(), "embed_scale", 1.0))  # type: ignore[operator]
+    head["f"] = learning.T @ learning / len(learning) * scale**2
+    cache.put("head", {"head": HeadStatistics(**head, tokens=len(learning))})
+
+
+def _output_side(walk: Walk, last: Tensor, held_out: int, seed: int, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
+    """∂ℓ/∂(hidden behind the last layer), contexts x context x width, and the head's output statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    width = walk.model.get_output_embeddings().weight.shape[1]  # type: ignore[operator]
+    vocabulary = walk.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    h, g, frequency = torch.zeros(width, width), torch.zeros(vocabulary), torch.zeros(vocabulary)
+    gradient = torch.empty_like(last)
+    batch = max(1, 2**26 // (vocabulary * last.shape[1]))
+    weight = tokens = 0.0
+    for part in _split(len(last), held_out, batch):
+        leaf, final, logits = walk.tail(last[part], walk.ids[part])
+        p = logits.detach().float().softmax(-1).flatten(0, 1)
+        label = torch.multinomial(p, 1, generator=generator)
+        if part.stop <= len(last) - held_out:
+            variance = p * (1 - p)
+            per_token = variance.sum(1)
+            x = final.flatten(0, 1).float()
+            h += (x * per_token[:, None]).T @ x
+            g += variance.sum(0)
+            frequency += p.sum(0)
+            weight += float(per_token.sum())
+            tokens += len(p)
+        p.scatter_add_(1, label, torch.full_like(label, -1, dtype=p.dtype))
+        logits.backward(p.view(logits.shape).to(logits.dtype))
+        assert leaf.grad is not None
+        gradient[part] = leaf.grad
+        progress("output distribution", part.stop, len(last))
+    return gradient, {"h": h / weight, "g": g / tokens, "frequency": frequency / tokens}
+
+
+def _split(count: int, held_out: int, batch: int) -> Iterator[slice]:
+    """Batches that never mix learning and held-out contexts."""
+    learning = count - held_out
+    yield from batches(learning, batch)
+    for part in batches(held_out, batch):
+        yield slice(learning + part.start, learning + part.stop)
+
+
+@contextmanager
+def _listen(groups: list[Group], moments: list[_Moments]) -> Iterator[None]:
+    """Hooks that hand each group's input and its maps' output gradients to its moments."""
+    hooks = []
+    for group, moment in zip(groups, moments, strict=True):
+        hooks.append(group.maps[0].module.register_forward_pre_hook(lambda _, args, m=moment: m.add_input(args[0])))
+        for index, linear in enumerate(group.maps):
+
+            def keep(_, __, out: Tensor, m: _Moments = moment, i: int = index) -> None:
+                out.register_hook(lambda gradient: m.add_gradient(i, gradient))
+
+            hooks.append(linear.module.register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,130 @@
+"""Walking a decoder one layer at a time, so that one layer's statistics are in memory at once.
+
+A full forward pass keeps the hidden states between layers (bfloat16, contexts x width a boundary); after that every
+layer can be called alone, forward or backward, with the arguments that the model itself passed to it. Nothing here
+knows a family: the layers are found by `source.maps.decoder_layers`, their arguments by a hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprat.progress import Progress, silent
+from sprat.source.maps import decoder_layers
+
+
+class _Captured(Exception):
+    """Raised by a hook to end a forward pass that has given what was wanted."""
+
+
+class Walk:
+    """The layers of `model` and how to call them on hidden states (batch, context, width)."""
+
+    def __init__(self, model: nn.Module, ids: Tensor):
+        """ids: (contexts, context) int64; all contexts have the same length, so one mask serves every batch."""
+        self.model = model
+        self.ids = ids
+        _, self.layers = decoder_layers(model)  # type: ignore[arg-type]
+        self.arguments = self._arguments()
+
+    def _arguments(self) -> list[dict[str, Any]]:
+        """What the model passes to each layer besides hidden states, from one context (it broadcasts over a batch)."""
+        seen: list[dict[str, Any]] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            names = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            if len(args) > (0 if "hidden_states" in kwargs else 1):
+                raise NotImplementedError("a decoder layer takes positional arguments besides its hidden states")
+            seen.append(names)
+
+        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
+        try:
+            with torch.no_grad():
+                self.model(input_ids=self.ids[:1], use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def call(self, index: int, hidden: Tensor) -> Tensor:
+        """Layer `index` on (batch, context, width)."""
+        out = self.layers[index](hidden, **self.arguments[index])
+        return out[0] if isinstance(out, tuple) else out
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What enters the first layer: (batch, context, width)."""
+        found: list[Tensor] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).detach())
+            raise _Captured
+
+        hook = self.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self.model(input_ids=ids, use_cache=False)
+        except _Captured:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def boundaries(self, batch: int, progress: Progress = silent) -> list[Tensor]:
+        """Hidden states before every layer and behind the last: layers + 1 tensors (contexts, context, width)."""
+        total = len(self.ids) * (len(self.layers) + 1)
+        out = [torch.cat([self.embed(self.ids[b]) for b in batches(len(self.ids), batch)])]
+        for index in range(len(self.layers)):
+            progress("hidden states", (index + 1) * len(self.ids), total)
+            with torch.no_grad():
+                out.append(torch.cat([self.call(index, out[-1][b]) for b in batches(len(self.ids), batch)]))
+        progress("hidden states", total, total)
+        return out
+
+    def tail(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From behind the last layer to the logits, differentiable in the first of the returned tensors.
+
+        hidden: (batch, context, width); ids only give the shape of a pass. Returns the leaf that stands for `hidden`,
+        the input of the output embedding and the logits (batch, context, vocabulary). The layers are skipped: each
+        is replaced by the identity for the pass, the last hands on `hidden`.
+        """
+        leaf = hidden.detach().requires_grad_()
+        final: list[Tensor] = []
+        output = self.model.get_output_embeddings()  # type: ignore[operator]
+        assert isinstance(output, nn.Module)
+        hook = output.register_forward_pre_hook(lambda _, args: final.append(args[0]))
+        try:
+            with self._skipping(lambda: leaf), torch.enable_grad():
+                logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return leaf, final[0].detach(), logits
+
+    @contextmanager
+    def _skipping(self, value: Callable[[], Tensor]) -> Iterator[None]:
+        forwards = [layer.forward for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer.forward = lambda *_, **__: value()  # type: ignore[method-assign]
+            yield
+        finally:
+            for layer, forward in zip(self.layers, forwards, strict=True):
+                layer.forward = forward  # type: ignore[method-assign]
+
+
+def working_dtype() -> torch.dtype:
+    """bfloat16 where the CPU multiplies it natively (about four times faster there), float32 elsewhere."""
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(
+        torch.cpu, "_is_amx_tile_supported", lambda: False
+    )()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count)."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
