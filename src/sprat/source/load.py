@@ -103,11 +103,12 @@ def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, d
         raise SourceError(f"{path} is no model: it has a config.json, but no *.safetensors")
     _refuse_unsupported(config)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise many types for a broken folder
         raise SourceError(f"{path} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
     _refuse_missing(path, info)
     files = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
     return model, files, _digest([path / "config.json", *weights])
@@ -121,7 +122,7 @@ def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dic
     if hasattr(transformers, "GgufConfig"):  # newer versions keep the blocks packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place.path.parent, gguf_file=place.path.name, dtype=dtype, output_loading_info=True, **options
         )
     except ImportError as error:
@@ -130,6 +131,7 @@ def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dic
         ) from error
     except Exception as error:  # gguf, transformers and numpy raise many types for a broken file
         raise SourceError(f"{place.path} cannot be loaded: {_first_line(error)}") from error
+    model, info = loaded
     _refuse_missing(place.path, info)
     # The weights are dense now; nothing downstream should take the model for a quantized one.
     for holder, names in (

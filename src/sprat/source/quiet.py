@@ -6,14 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from logging import CRITICAL
+from typing import Any
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, no warnings, no log lines below an error."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
+
+    gguf: Any = modeling_gguf_pytorch_utils
 
     verbosity, bars, hub_silent = (
         logging.get_verbosity(),
@@ -21,7 +25,7 @@ def quiet() -> Iterator[None]:
         are_progress_bars_disabled(),
     )
     # An error that transformers logs is one that it also raises, or that `load` finds out and raises itself.
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     disable_progress_bars()
     bar = getattr(gguf, "tqdm", None)  # this one asks nobody

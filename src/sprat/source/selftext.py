@@ -1,10 +1,10 @@
 """Calibration text that the model writes itself: nothing to download, any domain and language that it knows.
 
 Half of the sequences are documents, from the token that starts one. The other half are conversations in the
-model's own chat format, in which it writes the user's turns as well: no list of prompts, in whatever language,
-is built in. All sequences advance one token a step, in one batch behind a key-value cache; what the format
-prescribes is put in place of a sampled token. Sampling at temperature 1 draws from the very distribution that a
-fit must preserve.
+model's own chat format, in which it writes the user's turns as well: no list of prompts, in whatever
+language, is built in. All sequences advance one token a step, in one batch behind a key-value cache; what the
+format prescribes is put in place of a sampled token. Sampling at temperature 1 draws from the very
+distribution that a fit must preserve.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def document_start(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The token that a document begins with: BOS, unless BOS is what opens the turns of a chat.
 
-    Then it is the separator that most such models were trained with, or what stands in the unknown token's place.
+    Then it is the separator that most such models were trained with, or stands in the unknown token's place.
     """
     turns = "".join(_render(tokenizer) or ())
     vocabulary = tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""Calibration text as token ids: from files, standard input, a hub data set, or written by the model itself."""
+"""Calibration text as token ids: from files, standard input, a hub data set, or the model itself."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def calibration_ids(
 ) -> Calibration:
     """At least `tokens` tokens, in whole contexts of `context`.
 
-    `spec`: "self" (the model writes), a file or several (UTF-8; "-" is standard input), or "hub:NAME[:SPLIT]" (a
-    data set with a column "text"). A longer text is sampled evenly. Raises `SourceError`: unreadable or too short.
+    `spec`: "self" (the model writes), a file or several (UTF-8; "-" is standard input), or "hub:NAME[:SPLIT]"
+    (a data set with a column "text"). A longer text is sampled evenly. Raises `SourceError`: unreadable, or
+    too short.
     """
     if tokens < 1 or context < 2:
         raise SourceError(f"calibration needs tokens >= 1 and context >= 2, not {tokens} and {context}")
@@ -135,9 +136,9 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def _data_set(spec: str, tokens: int) -> str:
-    """Rows of a hub data set until there are certainly enough tokens (a token is rarely over 16 characters)."""
+    """Rows of a hub data set until there are surely enough tokens (one is rarely over 16 characters)."""
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]  (optional)
     except ImportError as error:
         raise SourceError(f"{spec} needs the package datasets: pip install datasets") from error
     name, _, split = spec.removeprefix("hub:").partition(":")
