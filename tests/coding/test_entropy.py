@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from lattices import large, lattices
 
-from sprat.coding import entropy
-from sprat.coding.tensors import BUCKETS, Lattice
+from sprat.coding import entropy, records
+from sprat.coding.tensors import BUCKETS, Lattice, LogScale
 from sprat.errors import FormatError
 
 
@@ -133,6 +133,35 @@ def test_any_vector_round_trips(v: np.ndarray) -> None:
     data = entropy.encode_vector(v)
     assert (entropy.decode_vector(data, v.size) == v).all()
     assert oracle.vector(data, v.size) == v.tolist()
+
+
+@pytest.mark.parametrize("value", [0, 7, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("size", [1, 720, 5760, 5761, 49152, 2**20])
+def test_constant_vectors_round_trip(size: int, value: int) -> None:
+    """Nearly all bytes of a constant vector are zeros at its end: enough of them stay for the reader to believe it."""
+    v = np.full(size, value, np.int32)
+    data = entropy.encode_vector(v)
+    assert (entropy.decode_vector(data, size) == v).all()
+    assert len(data) <= 16 + size / 720
+    if size <= 5761:
+        assert oracle.vector(data, size) == v.tolist()
+
+
+def test_nearly_constant_vectors_round_trip() -> None:
+    v = np.zeros(200_000, np.int32)
+    for place in (0, 100_000, 199_999):
+        w = v.copy()
+        w[place] = 3
+        assert (entropy.decode_vector(entropy.encode_vector(w), w.size) == w).all()
+
+
+def test_a_lattice_of_constant_classes_packs_and_unpacks() -> None:
+    m, n = 49_152, 4
+    scales = LogScale(np.zeros(m, np.int32), 8), LogScale(np.zeros(n, np.int32), 8)
+    x = Lattice(np.zeros((m, n), np.int16), *scales, np.full(m, 76, np.uint8), np.full(n, 86, np.uint8))
+    tables = entropy.Tables.from_counts(entropy.count([x]))
+    back = records.unpack_lattice(records.pack_lattice(x, tables), tables)
+    assert (back.row_class == 76).all() and (back.row.index == 0).all() and (back.q == 0).all()
 
 
 def test_vectors_cost_about_their_entropy() -> None:

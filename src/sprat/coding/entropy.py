@@ -21,8 +21,10 @@ from sprat.errors import FormatError
 
 CELLS = 128
 PROB_BITS = 14
-#: A byte of the adaptive coder holds at most this many decisions: bounds what a short section can claim.
+#: A byte of the adaptive coder holds at most this many decisions (a decision costs at least log2(129/128) bits): what a
+#: short section can claim is bounded, SPARE_BYTES apart for what the coder's range still holds at its end.
 DECISIONS_PER_BYTE = 720
+SPARE_BYTES = 8
 
 
 def cell_bits(bucket: int) -> int:
@@ -189,13 +191,18 @@ def check_claim(size: int, rows: int, columns: int) -> None:
 
 
 def encode_vector(values: np.ndarray) -> bytes:
-    """A short vector of integers (n,) int32: scales, classes."""
-    return _core.encode_vector(np.ascontiguousarray(values, dtype=np.int32))
+    """A short vector of integers (n,) int32: scales, classes.
+
+    The coder leaves out zero bytes at its end, which for a constant vector are nearly all of them; as many are put back
+    as a reader needs to believe n.
+    """
+    data = _core.encode_vector(np.ascontiguousarray(values, dtype=np.int32))
+    return data.ljust(_least_vector_bytes(len(values)), b"\0")
 
 
 def decode_vector(data: bytes | memoryview, size: int) -> np.ndarray:
     """Inverse of encode_vector: (size,) int32."""
-    if size > (len(data) + 8) * DECISIONS_PER_BYTE:
+    if len(data) < _least_vector_bytes(size):
         raise FormatError(f"vector: {len(data)} bytes cannot hold {size} values")
     out = np.zeros(size, np.int32)
     try:
@@ -203,6 +210,11 @@ def decode_vector(data: bytes | memoryview, size: int) -> np.ndarray:
     except ValueError as error:
         raise FormatError(f"vector: {error}") from None
     return out
+
+
+def _least_vector_bytes(size: int) -> int:
+    """Bytes without which a vector of `size` values is not believed; the coder's own, before zeros are left out, are more."""
+    return max(0, -(-size // DECISIONS_PER_BYTE) - SPARE_BYTES)
 
 
 def classes(row_std: np.ndarray, col_std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
