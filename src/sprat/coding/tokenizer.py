@@ -1,13 +1,13 @@
 """A Hugging Face tokenizer in few bytes: SmolLM2's 3.5 MB become some 150 kB, and come back as equal JSON.
 
-Most tokens of a BPE vocabulary are what its merges make, in the order in which they make them. So a merge is
-stored as the indices of its two parts, and only tokens that no merge explains ("literals") are spelled out. A
-decoder replays the merges: one whose text is new makes the next token that is not a literal. What is left of
-tokenizer.json is compact JSON. Indices lie in columns, the low and high bytes apart where that helps, and
-everything goes through LZMA2. What would not come back exactly is stored as plain compact JSON instead: `pack`
-checks by unpacking.
+Most tokens of a BPE vocabulary are what its merges make, in the order in which they make them. So a merge
+is stored as the indices of its two parts, and only tokens that no merge explains ("literals") are spelled
+out. A decoder replays the merges: one whose text is new makes the next token that is not a literal. What is
+left of tokenizer.json is compact JSON. Indices lie in columns, the low and high bytes apart where that helps,
+and everything goes through LZMA2. What would not come back exactly is stored as plain compact JSON instead:
+`pack` checks by unpacking.
 
-    pack   = version(1) blob(directory: JSON [[name, bytes, model], ...]) blob(the files, concatenated) columns
+    pack   = version(1) blob(directory: JSON [[name, bytes, model], ...]) blob(the files) columns
     blob   = varint(raw bytes) varint(packed bytes) LZMA2
     column = varint(count) bytes-a-value(1) layout(1: 0 interleaved, 1 planes) blob
 """

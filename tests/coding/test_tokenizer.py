@@ -1,0 +1,222 @@
+"""The compact tokenizer comes back equal, and hostile bytes are refused."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from sprat.coding import tokenizer as coder
+from sprat.coding.tokenizer import pack, unpack
+from sprat.errors import FormatError
+
+TEXT = ["the cat sat on the mat, the dog 日本語 ate the 🐟 and sang in the old tree"] * 30
+
+
+def trained(kind: str) -> dict:
+    if kind == "unigram":
+        t = Tokenizer(models.Unigram())
+        t.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=80, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+        )
+    elif kind == "wordlevel":
+        t = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        t.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(special_tokens=["<unk>"], show_progress=False)
+    elif kind == "wordpiece":
+        t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        t.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False)
+    elif kind == "char bpe":
+        t = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        t.normalizer = normalizers.Replace(" ", "▁")
+        trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>"], show_progress=False)
+    else:
+        t = Tokenizer(models.BPE())
+        t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<eos>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    t.train_from_iterator(TEXT, trainer)
+    return json.loads(t.to_str())
+
+
+def shuffled(value: dict) -> dict:
+    vocab = value["model"]["vocab"]
+    value["model"]["vocab"] = {token: vocab[token] for token in sorted(vocab)}
+    return value
+
+
+def holed(value: dict) -> dict:
+    value["model"]["vocab"] = {t: i * 3 + 7 for t, i in value["model"]["vocab"].items()}
+    return value
+
+
+def permuted(value: dict) -> dict:
+    vocab = value["model"]["vocab"]
+    value["model"]["vocab"] = dict(zip(vocab, reversed(vocab.values()), strict=True))
+    return value
+
+
+def spaced(value: dict) -> dict:
+    value["model"]["merges"] = [" ".join(m) for m in value["model"]["merges"]]
+    return value
+
+
+def doubled(value: dict) -> dict:
+    """As converted from sentencepiece: several merges make one token."""
+    vocab = value["model"]["vocab"]
+    value["model"]["merges"] = [
+        [t[:i], t[i:]] for t in vocab for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab
+    ]
+    return value
+
+
+def reversed_merges(value: dict) -> dict:
+    value["model"]["merges"].reverse()
+    return value
+
+
+CASES = {
+    kind: (lambda kind=kind: trained(kind))
+    for kind in ("byte bpe", "char bpe", "unigram", "wordlevel", "wordpiece")
+}
+CASES |= {
+    f.__name__: (lambda f=f: f(trained("byte bpe")))
+    for f in (shuffled, holed, permuted, spaced, doubled, reversed_merges)
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_comes_back_equal_in_order_and_behaviour(case):
+    value = CASES[case]()
+    files = {
+        "tokenizer.json": json.dumps(value, indent=2).encode(),
+        "tokenizer_config.json": b'{ "eos_token": "<eos>", "max": 1000000000000000019884624838656 }',
+        "chat_template.jinja": b"{% for m in messages %}\n  {{ m }}{% endfor %}\n",
+    }
+    packed = pack(files)
+    back = unpack(packed)
+    assert list(back) == list(files) and back["chat_template.jinja"] == files["chat_template.jinja"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert json.dumps(json.loads(back[name])) == json.dumps(json.loads(files[name]))
+    if case != "holed":
+        a, b = (Tokenizer.from_str(f["tokenizer.json"].decode()) for f in (files, back))
+        assert a.encode(TEXT[0]).ids == b.encode(TEXT[0]).ids
+    assert len(packed) <= len(pack_plain(files))
+
+
+def pack_plain(files):
+    return coder._write({name: coder._compact(data) for name, data in files.items()}, {})
+
+
+def test_merges_are_what_makes_it_small():
+    files = {"tokenizer.json": json.dumps(trained("byte bpe")).encode()}
+    value = json.loads(files["tokenizer.json"])
+    taken = coder._take_apart(coder._compact(files["tokenizer.json"]))
+    assert taken is not None and taken[1] == "merges"
+    spelled = len(value["model"]["vocab"]) - len(value["model"]["merges"])
+    place = value["model"]["vocab"]
+    pairs = [tuple(m) for m in value["model"]["merges"]]
+    assert len(coder._literals(list(place), place, pairs)) == spelled  # bytes and <eos> only
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"",
+        b"no json",
+        b"[1, 2]",
+        b'{"model": 3}',
+        b'{"model": {"vocab": {"a": "b"}}}',
+        b'{"model": {"vocab": [["a\\u0000b", 1.5]]}}',
+        b'{"model": {"vocab": [["a", 1]]}}',
+        b'{"model": {"vocab": {"a": 0, "\\ud83d": 1}, "merges": []}}',
+    ],
+)
+def test_what_is_no_usual_tokenizer_is_kept_whole(odd):
+    back = unpack(pack({"tokenizer.json": odd}))["tokenizer.json"]
+    try:
+        assert json.dumps(json.loads(back)) == json.dumps(json.loads(odd))
+    except ValueError:
+        assert back == odd
+
+
+@pytest.fixture(scope="module")
+def packed() -> bytes:
+    return pack({"tokenizer.json": json.dumps(trained("byte bpe")).encode()})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_bytes_raise_nothing_but_a_format_error(packed, data):
+    at = data.draw(st.integers(0, len(packed) - 1))
+    bad = data.draw(
+        st.sampled_from(
+            [packed[:at], packed[:at] + bytes([data.draw(st.integers(0, 255))]) + packed[at + 1 :]]
+        )
+    )
+    try:
+        unpack(bad)
+    except FormatError as error:
+        assert "tokenizer" in str(error)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(data):
+    with pytest.raises(FormatError):
+        unpack(b"\x01" + data)
+
+
+def test_bombs_are_stopped_by_the_limit(packed):
+    zeros = coder._blob(b"[]") + coder._blob(bytes(1 << 22))
+    with pytest.raises(FormatError, match="more than a tokenizer may"):
+        unpack(b"\x01" + zeros, limit=1 << 20)
+    with pytest.raises(FormatError, match="more than a tokenizer may"):
+        unpack(packed, limit=2000)
+    # Each merge joins the last token with itself: 2^40 characters from 40 pairs.
+    frame = coder._dump({"model": {"vocab": 41, "merges": "pairs"}})
+    line = coder._column(list(range(40)))
+    columns = [
+        coder._text_column(["a"]),
+        coder._column([0]),
+        coder._column([]),
+        coder._column([]),
+        line,
+        line,
+    ]
+    bomb = coder._write({"tokenizer.json": frame}, {"tokenizer.json": ("merges", columns)})
+    with pytest.raises(FormatError, match="more than a tokenizer may"):
+        unpack(bomb)
+
+
+def test_a_length_that_lies(packed):
+    lie = lzma.compress(b"[]", lzma.FORMAT_RAW, filters=coder._FILTERS)
+    with pytest.raises(FormatError, match="not as long as it says"):
+        unpack(b"\x01" + coder._varint(7) + coder._varint(len(lie)) + lie)
+
+
+def test_the_runtime_needs_no_torch():
+    code = "import sprat.coding.tokenizer, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.real
+def test_the_real_tokenizer_fits_in_160_kb(real, tmp_path):
+    from sprat.source.load import load
+
+    files = load(real).tokenizer_files
+    packed = pack(files)
+    back = unpack(packed)
+    assert len(packed) < 160_000
+    assert json.dumps(json.loads(back["tokenizer.json"])) == json.dumps(json.loads(files["tokenizer.json"]))
