@@ -35,3 +35,21 @@ def fit_levels(counts: np.ndarray, used: np.ndarray, levels: np.ndarray) -> None
 def encode_levels(used: np.ndarray, levels: np.ndarray) -> bytes: ...
 def decode_levels(data: np.ndarray, used: np.ndarray, levels: np.ndarray) -> None: ...
 def frequencies(used: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None: ...
+
+# ---- csrc/waterlevel.cpp: rounding of a block of columns (see csrc/waterlevel.hpp for shapes and meaning) ----
+def round_block(
+    w: np.ndarray,
+    feedback: np.ndarray,
+    inverse_u: np.ndarray,
+    step: np.ndarray,
+    row_lambda: np.ndarray,
+    row_class: np.ndarray,
+    col_class: np.ndarray,
+    bits: np.ndarray,
+    offset: int,
+    states: int,
+    state: np.ndarray,
+    q: np.ndarray,
+    error: np.ndarray,
+    threads: int = 1,
+) -> None: ...

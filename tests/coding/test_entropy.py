@@ -138,7 +138,7 @@ def test_any_vector_round_trips(v: np.ndarray) -> None:
 @pytest.mark.parametrize("value", [0, 7, -(2**31), 2**31 - 1])
 @pytest.mark.parametrize("size", [1, 720, 5760, 5761, 49152, 2**20])
 def test_constant_vectors_round_trip(size: int, value: int) -> None:
-    """Nearly all bytes of a constant vector are zeros at its end: enough of them stay for the reader to believe it."""
+    """Nearly all bytes of a constant vector are zeros at its end: enough of them stay for the reader."""
     v = np.full(size, value, np.int32)
     data = entropy.encode_vector(v)
     assert (entropy.decode_vector(data, size) == v).all()
