@@ -21,8 +21,8 @@ from sprat.errors import FormatError
 
 CELLS = 128
 PROB_BITS = 14
-#: A byte of the adaptive coder holds at most this many decisions (each costs at least log2(129/128) bits), which
-#: bounds what a short section can claim; SPARE_BYTES for what the coder's range still holds at its end.
+#: A byte of the adaptive coder holds at most this many decisions (each costs at least log2(129/128) bits):
+#: bounds what a short section can claim. SPARE_BYTES: for what the coder's range still holds at its end.
 DECISIONS_PER_BYTE = 720
 SPARE_BYTES = 8
 
@@ -193,8 +193,8 @@ def check_claim(size: int, rows: int, columns: int) -> None:
 def encode_vector(values: np.ndarray) -> bytes:
     """A short vector of integers (n,) int32: scales, classes.
 
-    The coder leaves out zero bytes at its end, which for a constant vector are nearly all of them; as many are
-    put back as a reader needs to believe n.
+    The coder leaves out zero bytes at its end, which for a constant vector are nearly all of them; as many
+    are put back as a reader needs to believe n.
     """
     data = _core.encode_vector(np.ascontiguousarray(values, dtype=np.int32))
     return data.ljust(_least_vector_bytes(len(values)), b"\0")
@@ -213,7 +213,7 @@ def decode_vector(data: bytes | memoryview, size: int) -> np.ndarray:
 
 
 def _least_vector_bytes(size: int) -> int:
-    """Bytes without which a vector of `size` values is not believed: no more than the coder wrote, zeros included."""
+    """Bytes without which a vector of `size` values is not believed; the coder's, zeros included, are more."""
     return max(0, -(-size // DECISIONS_PER_BYTE) - SPARE_BYTES)
 
 
