@@ -10,7 +10,7 @@ from torch import Tensor
 def correlated(
     m: int, n: int, seed: int = 0, spread: float = 1.0, rho: float = 0.8
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """w: (m, n) white, h: (n, n) of an autoregressive input whose channels have scales of their own, g: (m,)."""
+    """w: (m, n) white, h: (n, n) of an autoregressive input with a scale a channel, g: (m,)."""
     rng = np.random.default_rng(seed)
     scale = np.exp(spread * rng.normal(size=n) / 2)
     h = rho ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))) * np.outer(scale, scale)
@@ -25,7 +25,7 @@ def distortion(w: Tensor, dense: np.ndarray, h: Tensor, g: Tensor) -> float:
 
 
 def water_filling(powers: np.ndarray, distortion: float) -> float:
-    """Bits in all that Gaussian components of these variances need for a total distortion (Cover & Thomas 10.3)."""
+    """Bits that Gaussian components of these variances need for a total distortion (C & T 10.3)."""
     low, high = 0.0, float(powers.max())
     for _ in range(100):
         middle = (low + high) / 2

@@ -1,6 +1,6 @@
-"""The water level in slow float64, written from the formulas in methods/waterlevel.py: for the tests to compare with.
+"""The water level in slow float64, from the formulas in methods/waterlevel.py, for the tests to compare with.
 
-One row at a time, one column at a time; a survivor of the trellis search is a whole path with its own residual.
+One row at a time, one column at a time; a survivor of the trellis search is a path with its own residual.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATES = {
 
 @dataclass
 class Path:
-    """A survivor: what it cost in this block, the integers of the block, and the row's residual with its feedback."""
+    """A survivor: its cost and integers in this block, and the row's residual after its feedback."""
 
     cost: float
     q: list[int]
@@ -78,7 +78,7 @@ def round_to_level(
 
 
 def expected_buckets(w: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """(m, n) contexts: the deviation of w in steps as a product of a row's and a column's, in quarter octaves."""
+    """(m, n) contexts: w's deviation in steps, a row's times a column's, in quarter octaves."""
     scaled = (w / col) ** 2
     row_std = np.sqrt(scaled.mean(1))
     col_std = np.sqrt((scaled / row_std[:, None] ** 2).mean(0))

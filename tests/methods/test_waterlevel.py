@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-import torch
 from problems import correlated
 
 from sprat.coding import entropy

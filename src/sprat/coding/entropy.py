@@ -213,7 +213,7 @@ def decode_vector(data: bytes | memoryview, size: int) -> np.ndarray:
 
 
 def _least_vector_bytes(size: int) -> int:
-    """Bytes without which a vector of `size` values is not believed; the coder's, zeros included, are more."""
+    """Bytes without which a vector of `size` values is not believed; the coder's, with zeros, are more."""
     return max(0, -(-size // DECISIONS_PER_BYTE) - SPARE_BYTES)
 
 
