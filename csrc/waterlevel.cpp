@@ -106,6 +106,14 @@ private:
                 }
             }
         }
+        // Operands that are not finite can leave no path a price: zeros then keep the symbols and the states together.
+        if (std::none_of(next_cost, next_cost + S, [](float c) { return c < kInf; })) {
+            const int s = static_cast<int>(std::find_if(cost, cost + S, [](float c) { return c < kInf; }) - cost);
+            const int n = S == 1 ? 0 : t_.next[s][0];
+            next_cost[n] = cost[s];
+            k_out[n] = 0;
+            from[n] = static_cast<uint8_t>(s);
+        }
         const float* feedback = b_.feedback + j * b_.cols;
         for (int n = 0; n < S; ++n) {
             if (next_cost[n] == kInf) continue;
@@ -205,7 +213,7 @@ void register_waterlevel(nb::module_& m) {
             if (cols < 1 || cols > sprat::kMaxCols || !fits(feedback, cols, cols) || !length(inverse_u, cols) ||
                 !length(step, cols) || !length(row_lambda, rows) || !length(row_class, rows) ||
                 !length(col_class, cols) || !length(state, rows) || !fits(q, rows, cols) || !fits(error, rows, cols) ||
-                bits.shape(0) != 2 || bits.shape(2) % 2 != 1)
+                bits.shape(0) != 2 || bits.shape(1) < 1 || bits.shape(2) % 2 != 1)
                 throw std::invalid_argument("round_block: the arrays' shapes do not belong together");
             const auto& t = sprat::trellis(states);
             for (int64_t i = 0; i < rows; ++i)

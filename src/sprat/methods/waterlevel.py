@@ -25,6 +25,7 @@ from torch import Tensor
 from sprat import _core
 from sprat.coding import entropy
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
+from sprat.errors import StatisticsError
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
@@ -75,8 +76,12 @@ def round_to_level(
 ) -> Lattice:
     """Round w: (m, n) float32 at `level` (√nats) given h: (n, n), positive definite, and g: (m,).
 
-    `tables` price the symbols. Raises StatisticsError (naming `name`) when h cannot be factored.
+    `tables` price the symbols. Raises StatisticsError (naming `name`) when h cannot be factored or a number is not
+    finite.
     """
+    for what, values in (("weights", w), ("second moments", h), ("row weights", g)):
+        if not bool(torch.isfinite(values).all()):
+            raise StatisticsError(f"{name}: its {what} hold NaN or infinite values")
     w = w.detach().float()
     n = w.shape[1]
     order = torch.arange(n)

@@ -1,0 +1,134 @@
+"""Every method of the table keeps the contract; bad numbers end in an error or in zeros, never in a crash."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from problems import correlated
+
+from sprat import _core
+from sprat.coding import entropy, records
+from sprat.coding.tensors import OFFSET, Lattice
+from sprat.errors import StatisticsError
+from sprat.methods import METHODS
+from sprat.methods.waterlevel import round_to_level
+from sprat.recipe import Recipe
+
+PRIOR = entropy.prior_tables()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("trellis", [0, 4, 8])
+def test_a_method_returns_what_can_be_stored(name: str, trellis: int) -> None:
+    w, h, g = correlated(40, 24)
+    recipe = Recipe(method=name, trellis=trellis)
+    lattice = METHODS[name](w, h, g, 1e-4, recipe, PRIOR, "some map", 2)
+    assert isinstance(lattice, Lattice) and lattice.shape == (40, 24) and lattice.trellis == trellis
+    assert np.abs(lattice.dense() - w.numpy()).max() < 2e-3
+    tables = entropy.Tables.from_counts(entropy.count([lattice]))
+    back = records.unpack_lattice(records.pack_lattice(lattice, tables), tables)
+    assert (back.dense() == lattice.dense()).all()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_is_a_function_of_its_arguments(name: str) -> None:
+    w, h, g = correlated(70, 90)
+    before = [x.clone() for x in (w, h, g)]
+    one = METHODS[name](w, h, g, 0.3, Recipe(method=name), PRIOR, "some map", 1)
+    two = METHODS[name](w.bfloat16().float(), h, g, 0.3, Recipe(method=name), PRIOR, "some map", 1)
+    many = METHODS[name](w, h, g, 0.3, Recipe(method=name), PRIOR, "some map", 5)
+    assert (one.q == many.q).all() and (one.row.index == many.row.index).all()
+    assert (one.q != two.q).any()
+    assert all(torch.equal(a, b) for a, b in zip((w, h, g), before, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_zero_weights_and_dead_rows(name: str) -> None:
+    w, h, g = correlated(20, 12)
+    w[3] = 0
+    w[:, 5] = 0
+    g[7] = 0
+    lattice = METHODS[name](w, h, g, 0.05, Recipe(method=name, trellis=0), PRIOR, "some map", 1)
+    assert not lattice.q[3].any() and lattice.q[7].any()
+    nothing = METHODS[name](torch.zeros(4, 12), h, torch.zeros(4), 0.05, Recipe(method=name), PRIOR, "map", 1)
+    assert not nothing.dense().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["w", "h", "g"])
+def test_bad_numbers_are_named(where: str, bad: float) -> None:
+    w, h, g = correlated(20, 12)
+    {"w": w[3], "h": h[4], "g": g}[where][2] = bad
+    with pytest.raises(StatisticsError, match=r"layers\.0\.q: .* NaN"):
+        round_to_level(w, h, g, 0.1, Recipe(), PRIOR, "layers.0.q")
+
+
+def test_a_singular_metric_is_named() -> None:
+    w, _, g = correlated(20, 12)
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(StatisticsError, match=r"layers\.0\.q.*calibrate on more tokens"):
+        round_to_level(w, x.T @ x - 0.1 * torch.eye(12), g, 0.1, Recipe(), PRIOR, "layers.0.q")
+
+
+def block(m: int, n: int, states: int) -> dict:
+    """Arguments of the native kernel for a random block."""
+    rng = np.random.default_rng(0)
+    return {
+        "w": rng.normal(size=(m, n)).astype(np.float32),
+        "feedback": np.triu(rng.normal(size=(n, n)) / 4).astype(np.float32),
+        "inverse_u": np.ones(n, np.float32),
+        "step": np.full(n, 0.3, np.float32),
+        "row_lambda": np.full(m, 0.01, np.float32),
+        "row_class": np.full(m, 76, np.uint8),
+        "col_class": np.full(n, 76, np.uint8),
+        "bits": PRIOR.bits(20),
+        "offset": OFFSET,
+        "states": states,
+        "state": np.zeros(m, np.uint8),
+        "q": np.empty((m, n), np.int32),
+        "error": np.empty((m, n), np.float32),
+        "threads": 2,
+    }
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38])
+@pytest.mark.parametrize("where", ["w", "feedback", "inverse_u", "step", "row_lambda", "bits"])
+@pytest.mark.parametrize("states", [1, 4, 8])
+def test_the_kernel_survives_bad_numbers(states: int, where: str, bad: float) -> None:
+    """Whatever stands in the operands, it ends, and in integers that the trellis can reach."""
+    a = block(33, 17, states)
+    a[where].reshape(-1)[:: 5 if where == "w" else 2] = bad
+    _core.round_block(**a)
+    second = block(33, 17, states) | {"state": a["state"]}
+    _core.round_block(**second)
+    q = np.hstack([a["q"], second["q"]])
+    # Counting refuses integers that the trellis cannot reach, across the blocks too.
+    symbols, extra = np.zeros((2, 64, 128), np.uint64), np.zeros((2, 64), np.uint64)
+    col_class = np.hstack([a["col_class"], second["col_class"]])
+    _core.count(q, a["row_class"], col_class, 0 if states == 1 else states, symbols, extra, 1)
+    assert symbols.sum() == q.size
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("feedback", np.zeros((16, 17), np.float32)),
+        ("inverse_u", np.zeros(16, np.float32)),
+        ("step", np.zeros(18, np.float32)),
+        ("row_lambda", np.zeros(17, np.float32)),
+        ("row_class", np.zeros(32, np.uint8)),
+        ("col_class", np.zeros(33, np.uint8)),
+        ("bits", np.zeros((1, 64, 41), np.float32)),
+        ("bits", np.zeros((2, 64, 40), np.float32)),
+        ("bits", np.zeros((2, 0, 41), np.float32)),
+        ("state", np.full(33, 4, np.uint8)),
+        ("states", 3),
+        ("q", np.zeros((33, 16), np.int32)),
+        ("error", np.zeros((32, 17), np.float32)),
+        ("w", np.zeros((33, 0), np.float32)),
+    ],
+)
+def test_the_kernel_refuses_operands_that_do_not_fit(name: str, value: object) -> None:
+    with pytest.raises(ValueError):
+        _core.round_block(**{**block(33, 17, 4), name: value})
