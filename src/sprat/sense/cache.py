@@ -29,7 +29,16 @@ class Cache:
         self.folder = (root or default_root()) / digest
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).is_file()
+        """Whether it is there in full length; a damaged file is removed."""
+        path = self._path(name)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt"):
+                return True
+        except (SafetensorError, OSError):
+            path.unlink(missing_ok=True)
+            return False
 
     def put(self, name: str, records: dict[str, Any]) -> None:
         """Store dataclasses of tensors and integers by name, atomically."""

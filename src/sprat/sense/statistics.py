@@ -85,7 +85,8 @@ class _Moments:
         """gradient: (batch, context, rows of map `index`)."""
         if self.learning:
             start = sum(self.rows[:index])
-            square = gradient.detach()[:, SKIP:].flatten(0, -2).float().square_().sum(0)
+            # Not in place: of a single float32 context this is a view of the gradient that is still on its way.
+            square = gradient.detach()[:, SKIP:].flatten(0, -2).float().square().sum(0)
             self.g[start : start + self.rows[index]] += square
 
     def finish(self) -> GroupStatistics:
@@ -129,18 +130,19 @@ def measure(
     gradient, head = _output_side(walk, hidden.pop(), held_out, seed, progress)
     total = len(walk.layers)
     for index in reversed(range(total)):
-        moments = [_Moments(g.width, [m.shape[0] for m in g.maps]) for g in by_layer.get(index, [])]
+        wanted = [] if f"layer/{index}" in cache else by_layer.get(index, [])
+        moments = [_Moments(g.width, [m.shape[0] for m in g.maps]) for g in wanted]
         x = hidden.pop()
         for part in _split(len(walk.ids), held_out, batch):
             for m in moments:
                 m.learning = part.stop <= len(walk.ids) - held_out
             leaf = x[part].detach().requires_grad_()
-            with _listen(by_layer.get(index, []), moments), torch.enable_grad():
+            with _listen(wanted, moments), torch.enable_grad():
                 walk.call(index, leaf).backward(gradient[part])
             assert leaf.grad is not None
             gradient[part] = leaf.grad
-        named = {g.name: m.finish() for g, m in zip(by_layer.get(index, []), moments, strict=True)}
-        cache.put(f"layer/{index}", named)
+        if wanted:
+            cache.put(f"layer/{index}", {g.name: m.finish() for g, m in zip(wanted, moments, strict=True)})
         progress("statistics", total - index, total)
     learning = gradient[: len(gradient) - held_out, SKIP:].flatten(0, 1).float()
     scale = float(getattr(walk.model.get_input_embeddings(), "embed_scale", 1.0))  # type: ignore[operator]

@@ -32,15 +32,13 @@ class Walk:
         _, self.layers = decoder_layers(model)  # type: ignore[arg-type]
         self.arguments = self._arguments()
 
-    def _arguments(self) -> list[dict[str, Any]]:
+    def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What the model passes to each layer besides hidden states, from one context (it broadcasts over a batch)."""
-        seen: list[dict[str, Any]] = []
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            names = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            if len(args) > (0 if "hidden_states" in kwargs else 1):
-                raise NotImplementedError("a decoder layer takes positional arguments besides its hidden states")
-            seen.append(names)
+            named = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            seen.append((args if "hidden_states" in kwargs else args[1:], named))
 
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
         try:
@@ -53,7 +51,8 @@ class Walk:
 
     def call(self, index: int, hidden: Tensor) -> Tensor:
         """Layer `index` on (batch, context, width)."""
-        out = self.layers[index](hidden, **self.arguments[index])
+        args, kwargs = self.arguments[index]
+        out = self.layers[index](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def embed(self, ids: Tensor) -> Tensor:
