@@ -1,0 +1,175 @@
+"""Measuring one row: make the file, weigh it, read it back, score what it holds."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sprat
+from bench.calibrated import Moments
+from bench.judge import Judge
+from bench.packed import Grouped, read, write
+from bench.peers import gptq, hqq, rtn
+from bench.work import Row
+from sprat.coding.tokenizer import pack
+from sprat.progress import Progress
+from sprat.prove.proof import sha256
+from sprat.recipe import Recipe
+from sprat.run.model import to_torch
+from sprat.source.load import Source
+from sprat.source.maps import head, linear_maps
+
+#: (parameter's name, W: (m, n), H: (n, n) or None) -> what is stored
+Quantizer = Callable[[Tensor, Tensor | None, int], Grouped]
+
+
+class Bench:
+    """What all rows share: the original in float32, the judge, the texts, and what peers can use again."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: str,
+        judge: Judge,
+        texts: dict[str, Path],
+        work: Path,
+        seed: int,
+        tokens: int,
+    ):
+        """model: what `sprat.fit` is given; work: where files lie while they are measured; tokens: 0 for the
+        recipe's default."""
+        self.source, self.model, self.judge, self.texts = source, model, judge, texts
+        self.work, self.seed, self.tokens = work, seed, tokens
+        self._moments: tuple[str, Moments] | None = None
+        self._linear: tuple[dict[str, Any], dict[str, Grouped]] | None = None
+
+    def measure(self, row: Row, progress: Progress) -> dict[str, Any]:
+        """The row's figures. Raises what the method raises."""
+        started = time.monotonic()
+        result = (self._sprat if row.method == "sprat" else self._peer)(row, progress)
+        return {
+            "section": row.section,
+            "method": row.method,
+            "label": row.label,
+            "settings": row.settings,
+            **result,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    def _sprat(self, row: Row, progress: Progress) -> dict[str, Any]:
+        text = row.settings["calibration"]
+        recipe = Recipe.from_dict({"tokens": self.tokens} | row.settings.get("recipe", {}))
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            path = Path(folder) / "fitted.sprat"
+            fitted = sprat.fit(
+                self.model,
+                row.settings["budget"],
+                path,
+                calibrate="self" if text == "self" else str(self.texts[text]),
+                seed=self.seed,
+                recipe=recipe,
+                progress=progress,
+            )
+            artifact = sprat.open(path)
+            scores = self.judge.score(to_torch(artifact, "float32"), progress)
+            return {
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+                "recipe": artifact.recipe,
+                "fit_seconds": {k: round(v, 1) for k, v in fitted.seconds.items()},
+                "level": fitted.level,
+                "predicted_kl": fitted.predicted_kl,
+                "held_out_kl": fitted.measured_kl,
+                "warnings": fitted.warnings,
+                **scores,
+            }
+
+    def _peer(self, row: Row, progress: Progress) -> dict[str, Any]:
+        s = row.settings
+        quantized = dict(self._linear_maps(row, progress))
+        ends = head(self.source.model)
+        bits = s["bits"] if s["head"] == "same" else int(s["head"])
+        h = self._calibration(s["calibration"], progress).head() if row.method == "gptq" else None
+        for name, module in {ends.input_name: ends.input, ends.output_name: ends.output}.items():
+            if ends.tied and name == ends.output_name:
+                continue
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            # An input embedding's inputs are one-hot: their H has nothing to feed errors into.
+            statistics = h if name == ends.output_name or ends.tied else None
+            quantized[name] = self._quantize(row, weight.detach(), statistics, bits)
+        others = {
+            name: p.detach().float().numpy()
+            for name, p in self.source.model.named_parameters()
+            if name not in quantized
+        }
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            path = Path(folder) / "peer.safetensors"
+            weight = write(path, quantized, others, pack(self.source.tokenizer_files), self.source.config)
+            digest = sha256(path)
+            model = _installed(self.source.model, path)
+        weights = sum(x.q.size for x in quantized.values())
+        return {
+            "bytes": weight.disk,
+            "compressed_bytes": weight.compressed,
+            "bits_per_weight": round(8 * weight.disk / weights, 4),
+            "sha256": digest,
+            **self.judge.score(model, progress),
+        }
+
+    def _linear_maps(self, row: Row, progress: Progress) -> dict[str, Grouped]:
+        """The maps of the layers, which a row that differs in its head alone shares with the row before."""
+        key = {"method": row.method, **{k: v for k, v in row.settings.items() if k != "head"}}
+        if self._linear is not None and self._linear[0] == key:
+            return self._linear[1]
+        maps = {m.name: m for m in linear_maps(self.source.model)}
+        bits, out = row.settings["bits"], {}
+        if row.method == "gptq":
+            moments = self._calibration(row.settings["calibration"], progress)
+            for index in moments.layers():
+                for names, h in moments.layer(index):
+                    for name in names:
+                        out[name] = self._quantize(row, maps[name].weight(), h, bits)
+                progress("rounding", index + 1, len(moments.layers()))
+        else:
+            for i, (name, m) in enumerate(maps.items()):
+                out[name] = self._quantize(row, m.weight(), None, bits)
+                progress("rounding", i + 1, len(maps))
+        for name, x in out.items():
+            assert x.shape == maps[name].shape, name
+        self._linear = (key, out)
+        return out
+
+    def _quantize(self, row: Row, w: Tensor, h: Tensor | None, bits: int) -> Grouped:
+        group = row.settings["group"]
+        if row.method == "hqq":
+            return hqq.quantize(w, bits, group)
+        if row.method == "gptq" and h is not None:
+            return gptq.quantize(w, h, bits, group, row.settings["act_order"])
+        return rtn.quantize(w, bits, group)
+
+    def _calibration(self, text: str, progress: Progress) -> Moments:
+        if self._moments is None or self._moments[0] != text:
+            place = "self" if text == "self" else str(self.texts[text])
+            moments = Moments(self.model, place, self.tokens, self.seed, self.work, progress)
+            self._moments = (text, moments)
+        return self._moments[1]
+
+
+def _installed(original: nn.Module, path: Path) -> nn.Module:
+    """A copy of `original` that holds what the file at `path` holds."""
+    model = copy.deepcopy(original)
+    transposed = {m.name for m in linear_maps(model) if m.transposed}  # type: ignore[arg-type]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, array in read(path).items():
+            value = torch.from_numpy(array)
+            parameters[name].copy_(value.T if name in transposed else value)
+    return model

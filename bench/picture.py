@@ -1,0 +1,82 @@
+"""quality.svg: KL against bytes on disk, sprat's curves and every peer's points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.curve import curves
+
+#: Peers by colour and mark; filled where the head has the layers' bits, open where it has 8.
+PEERS = {
+    "rtn": ("round to nearest", "#7f7f7f", "s"),
+    "gptq": ("GPTQ", "#d9822b", "^"),
+    "hqq": ("HQQ", "#8a5fbf", "D"),
+}
+SPRAT = {
+    "self": ("sprat, text that the model wrote", "-", "#005f9e"),
+    "in-domain": ("sprat, text of the evaluation's kind", "--", "#0090c4"),
+    "other": ("sprat, other text", ":", "#005f9e"),
+}
+
+
+def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, path: Path, title: str) -> None:
+    """Write the picture; the format follows the name (.svg, .png)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "sprat", "font.size": 10, "svg.fonttype": "none"})
+    figure, axes = plt.subplots(figsize=(8.4, 5.2))
+    for calibration, points in curves(rows).items():
+        label, line, colour = SPRAT[calibration]
+        x, y = [b / 1e6 for b, _ in points], [kl for _, kl in points]
+        axes.plot(x, y, line, color=colour, lw=2.2, marker="o", ms=5, label=label, zorder=4)
+    for method, (label, colour, mark) in PEERS.items():
+        found = [r for r in rows.values() if r["method"] == method and "failed" not in r]
+        for head, face in (("same", colour), ("8", "white")):
+            some = [r for r in found if r["settings"]["head"] == head]
+            if some:
+                axes.plot(
+                    [r["bytes"] / 1e6 for r in some],
+                    [r["kl"]["value"] for r in some],
+                    mark,
+                    color=colour,
+                    mfc=face,
+                    ms=7,
+                    label=f"{label}, head {'at the same bits' if head == 'same' else '8 bits'}",
+                    zorder=3,
+                )
+                _name(axes, some, colour)
+    if llamacpp:
+        points = llamacpp["points"]
+        x, y = [p["bytes"] / 1e6 for p in points], [p["kl"] for p in points]
+        axes.plot(
+            x, y, "x", color="#b03060", ms=7, mew=1.8, label="llama.cpp (another text: indicative)", zorder=2
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("whole file, MB on disk")
+    axes.set_ylabel("KL to the original, nats a token")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(True, which="major", color="#dddddd")
+    axes.grid(True, which="minor", axis="y", color="#f0f0f0")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper right", fontsize=8, framealpha=0.95)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def _name(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
+    """The bits beside the best row of each width."""
+    best: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        bits = row["settings"]["bits"]
+        if bits not in best or row["kl"]["value"] < best[bits]["kl"]["value"]:
+            best[bits] = row
+    for bits, row in best.items():
+        at = (row["bytes"] / 1e6, row["kl"]["value"])
+        axes.annotate(f"{bits}b", at, (6, 3), textcoords="offset points", fontsize=7.5, color=colour)

