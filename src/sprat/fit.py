@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sprat import __version__
+from sprat import __version__, methods
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
 from sprat.coding.ledger import Ledger
@@ -186,6 +186,7 @@ def _start(
     model: str | Path, calibrate: str | Sequence[str], seed: int, recipe: Recipe, progress: Progress
 ) -> _Job:
     """Load the model and the calibration text."""
+    methods.find(recipe.method)
     torch.manual_seed(seed)
     seconds: dict[str, float] = {}
     started = time.monotonic()

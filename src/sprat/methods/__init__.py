@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sprat.coding.tensors import Lattice
+from sprat.errors import RecipeError, nearest
 from sprat.methods import waterlevel
 
 Method = Callable[..., Lattice]
@@ -16,3 +17,10 @@ Method = Callable[..., Lattice]
 METHODS: dict[str, Method] = {
     "waterlevel": waterlevel.round_to_level,
 }
+
+
+def find(name: str) -> Method:
+    """The method `name`; RecipeError for one that is not in the table."""
+    if name not in METHODS:
+        raise RecipeError(f"recipe: unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+    return METHODS[name]

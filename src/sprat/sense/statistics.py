@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sprat.errors import StatisticsError
 from sprat.progress import Progress, silent
 from sprat.sense.cache import Cache
 from sprat.sense.walk import Walk, batches
@@ -142,12 +143,22 @@ def measure(
             assert leaf.grad is not None
             gradient[part] = leaf.grad
         if wanted:
-            cache.put(f"layer/{index}", {g.name: m.finish() for g, m in zip(wanted, moments, strict=True)})
+            named = {g.name: m.finish() for g, m in zip(wanted, moments, strict=True)}
+            for name, found in named.items():
+                _refuse_nonfinite(name, found.h, found.g)
+            cache.put(f"layer/{index}", named)
         progress("statistics", total - index, total)
     learning = gradient[: len(gradient) - held_out, SKIP:].flatten(0, 1).float()
     scale = float(getattr(walk.model.get_input_embeddings(), "embed_scale", 1.0))  # type: ignore[operator]
     head["f"] = learning.T @ learning / len(learning) * scale**2
+    _refuse_nonfinite("the embedding", *head.values())
     cache.put("head", {"head": HeadStatistics(**head, tokens=len(learning))})
+
+
+def _refuse_nonfinite(name: str, *moments: Tensor) -> None:
+    """Raise StatisticsError for sums that overflowed, or that hold what a broken model computed."""
+    if not all(bool(torch.isfinite(m).all()) for m in moments):
+        raise StatisticsError(f"{name}: its statistics hold NaN or infinite values: the model computes such numbers")
 
 
 def _output_side(walk: Walk, last: Tensor, held_out: int, seed: int, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
