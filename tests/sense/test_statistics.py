@@ -13,6 +13,7 @@ from families import CONFIGS, contexts, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sprat.errors import StatisticsError
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import PROBES, SKIP, GroupStatistics, HeadStatistics, measure
 from sprat.sense.walk import Walk
@@ -150,6 +151,17 @@ def test_labels_are_drawn_from_the_models_own_distribution(tmp_path: Path) -> No
     for label in drawn:
         surprise = -log_p.gather(1, label[:, None])[:, 0]
         assert abs(float((surprise - entropy).sum())) < 4 * float(variance.sum().sqrt())
+
+
+@pytest.mark.parametrize("where", ["model.layers.0.mlp.down_proj", "model.norm"])
+def test_a_model_that_computes_nan_is_named_and_nothing_kept(where: str, tmp_path: Path) -> None:
+    model, cache = tiny_model("llama"), Cache({}, tmp_path)
+    ids, found = contexts(4, 9), groups(model)
+    with torch.no_grad():
+        model.get_submodule(where).weight.view(-1)[3] = float("nan")
+    with pytest.raises(StatisticsError, match="statistics hold NaN or infinite values"):
+        measure(Walk(model, ids), found, cache, held_out=1)
+    assert "layer/1" not in cache and "head" not in cache
 
 
 def close(got: Tensor, want: Tensor) -> None:
