@@ -1,10 +1,11 @@
 """`fit`: a model into a byte budget. The way of the data on one page, one call a folder.
 
-    source  →  sense  →  level  →  methods  →  coding  →  .sprat
+source  →  sense  →  level  →  methods  →  coding  →  .sprat
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,14 @@ from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
+from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import VERSION as STATISTICS
 from sprat.sense.statistics import measure
 from sprat.sense.walk import Walk, working_dtype
 from sprat.sizes import Budget, parse_budget
-from sprat.source.load import load
-from sprat.source.load import Source
+from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
 
@@ -72,12 +73,20 @@ class PlanRow:
     level: float
 
 
+@dataclass(frozen=True)
+class Written:
+    """Calibration text in the cache. ids: (contexts, context) int64."""
+
+    ids: torch.Tensor
+
+
 @dataclass
 class _Job:
     """A fit under way."""
 
     source: Source
     recipe: Recipe
+    calibrate: list[str]
     calibration: Calibration
     targets: Targets
     progress: Progress
@@ -121,7 +130,9 @@ def fit(
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
     job = _start(model, calibrate, seed, recipe or Recipe(), progress)
-    size = (parse_budget(budget) if isinstance(budget, str) else budget).bytes(job.source.original_bytes, job.weights)
+    size = (parse_budget(budget) if isinstance(budget, str) else budget).bytes(
+        job.source.original_bytes, job.weights
+    )
     search.refuse_impossible(size, job.source.original_bytes, 0, job.source.name)
     _sense(job, seed)
     spreads = _spreads(job)
@@ -167,7 +178,8 @@ def plan(
     """What each budget would give, predicted from the statistics; nothing is rounded or written."""
     job = _start(model, calibrate, seed, recipe or Recipe(), progress)
     sizes = [
-        (parse_budget(b) if isinstance(b, str) else b).bytes(job.source.original_bytes, job.weights) for b in budgets
+        (parse_budget(b) if isinstance(b, str) else b).bytes(job.source.original_bytes, job.weights)
+        for b in budgets
     ]
     _sense(job, seed)
     spreads, overhead, trellis = _spreads(job), _overhead(job), bool(job.recipe.trellis)
@@ -195,7 +207,8 @@ def _start(
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
     started = time.monotonic()
-    text = _calibration(source, calibrate, recipe, seed, progress)
+    texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
+    text = _calibration(source, texts, recipe, seed, progress)
     seconds["calibration text"] = time.monotonic() - started
     cache = Cache(
         {
@@ -209,17 +222,26 @@ def _start(
             "dtype": str(working_dtype()),
         }
     )
-    return _Job(source, recipe, text, Targets(source, cache, recipe), progress, seconds)
+    return _Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seconds)
 
 
 def _calibration(
-    source: Source, calibrate: str | Sequence[str], recipe: Recipe, seed: int, progress: Progress
+    source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
 ) -> Calibration:
     widest = max(g.width for g in groups(source.model))
     tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
     tokens += recipe.held_out * recipe.context
-    specification = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-    return calibration_ids(source, specification, tokens, recipe.context, seed, progress)
+    if calibrate != ["self"]:
+        return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
+    # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
+    key = {"version": __version__, "model": source.hash, "self": [tokens, recipe.context, seed, str(working_dtype())]}
+    cache = Cache(key)
+    if "text" not in cache:
+        text = calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
+        cache.put("text", {text.description: Written(torch.as_tensor(text.ids))})
+    ((description, written),) = cache.get("text", Written).items()
+    ids = written.ids.numpy()
+    return Calibration(ids, description, hashlib.sha256(ids.tobytes()).hexdigest())
 
 
 def _sense(job: _Job, seed: int) -> None:
@@ -263,12 +285,25 @@ def _assemble(job: _Job, entries: dict[str, Entry], counts: entropy.Counts, leve
             "model": source.name,
             "model_sha256": source.hash,
             "original_bytes": source.original_bytes,
-            "calibration": text.provenance(),
+            "calibration": _provenance(job),
         },
         file_extra={"tokenizer/packed": pack(source.tokenizer_files)},
         tables=entropy.Tables.from_counts(counts) if counts.symbols.any() else None,
         threads=torch.get_num_threads(),
     )
+
+
+def _provenance(job: _Job) -> dict[str, object]:
+    """What `prove` needs to tell whether a text was seen in calibration."""
+    text = job.calibration
+    said: dict[str, object] = {
+        "source": "self" if job.calibrate == ["self"] else text.description,
+        "tokens": int(torch.as_tensor(text.ids).numel()),
+        "sha256": list(text.text_hashes),
+    }
+    if job.calibrate != ["self"]:
+        said["sketch"] = sketch(job.source.tokenizer.decode(torch.as_tensor(text.ids).flatten()))
+    return said
 
 
 def _overhead(job: _Job) -> int:
@@ -279,7 +314,9 @@ def _overhead(job: _Job) -> int:
 
 def _floor(job: _Job, spreads: list[predict.Spread], overhead: int) -> int:
     """The smallest budget that works: what is left when nearly every weight is zero."""
-    return round((overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01)
+    return round(
+        (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01
+    )
 
 
 def _repair(job: _Job, attempt: int, predicted: float, measured: float) -> None:

@@ -45,10 +45,12 @@ class Recipe:
     """Columns that are rounded before their error reaches the rest, at most 128."""
     scale_resolution: int = 8
     """Steps an octave of the row and column scales."""
-    sequential: bool = True
+    sequential: bool = False
     """Correct each layer for the error of the layers already rounded, on the inputs that those leave it."""
     sequential_tokens: int = 8192
     """Tokens for that correction."""
+    sequential_strength: float = 1.0
+    """Share of the least-squares correction that is applied."""
     dense_type: str = "bf16"
     """How norms and biases are stored: "bf16", "f16" or "f32"."""
 
@@ -61,17 +63,24 @@ class Recipe:
             ("row_floor", 0 < self.row_floor <= 1, "above 0, at most 1"),
             ("vocabulary_floor", 0 < self.vocabulary_floor <= 1, "above 0, at most 1"),
             ("order", self.order in ("natural", "descending"), '"natural" or "descending"'),
-            ("order", self.order == "natural" or not self.trellis, '"natural" with a trellis (set trellis = 0)'),
+            (
+                "order",
+                self.order == "natural" or not self.trellis,
+                '"natural" with a trellis (set trellis = 0)',
+            ),
             ("rate_weight", 0 <= self.rate_weight <= 10, "0 to 10"),
             ("trellis", self.trellis in (0, 4, 8), "0, 4 or 8"),
             ("block", 1 <= self.block <= 128, "1 to 128"),
             ("scale_resolution", 1 <= self.scale_resolution <= 256, "1 to 256"),
             ("sequential_tokens", self.sequential_tokens >= 0, "0 or more"),
+            ("sequential_strength", 0 <= self.sequential_strength <= 1, "0 to 1"),
             ("dense_type", self.dense_type in ("bf16", "f16", "f32"), '"bf16", "f16" or "f32"'),
         ]
         for name, fine, allowed in rules:
             if not fine:
-                raise RecipeError(f"recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}")
+                raise RecipeError(
+                    f"recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"
+                )
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -81,7 +90,9 @@ class Recipe:
         checked: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
-                raise RecipeError(f"recipe: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+                raise RecipeError(
+                    f"recipe: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}"
+                )
             if types[key] is float and type(value) is int:
                 value = float(value)
             if type(value) is not types[key]:

@@ -64,7 +64,9 @@ def search(
     return best
 
 
-def level_for(target: float, spreads: list[Spread], trellis: bool, overhead: int, correction: float = 1.0) -> float:
+def level_for(
+    target: float, spreads: list[Spread], trellis: bool, overhead: int, correction: float = 1.0
+) -> float:
     """The level whose predicted file weighs `target` bytes."""
     return solve_level(
         lambda level: overhead + correction * predicted_bits(spreads, level, trellis) / 8, target

@@ -58,8 +58,9 @@ def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe:
     row = LogScale.nearest((level / symbol * rows).numpy(), recipe.scale_resolution)
     col = LogScale.nearest(columns.numpy(), recipe.scale_resolution)
     square = (w / torch.from_numpy(col.values())).square()
-    row_std = square.mean(1).sqrt().clamp_min(1e-30)
-    col_std = (square / row_std.square()[:, None]).mean(0).sqrt()
+    row_std = square.mean(1).sqrt().clamp_min(1e-15)  # whose square float32 still holds
+    live = (row_std > 1e-15).sum().clamp_min(1)  # rows of zeros say nothing of the columns
+    col_std = ((square / row_std.square()[:, None]).sum(0) / live).sqrt()
     row_class, col_class = entropy.classes(row_std.numpy() / row.values() / symbol, col_std.numpy())
     return Steps(row, col, row_class, col_class, (level * rows.numpy() / row.values()).astype(np.float32))
 

@@ -161,7 +161,9 @@ def _refuse_nonfinite(name: str, *moments: Tensor) -> None:
         raise StatisticsError(f"{name}: its statistics hold NaN or infinite values: the model computes such numbers")
 
 
-def _output_side(walk: Walk, last: Tensor, held_out: int, seed: int, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
+def _output_side(
+    walk: Walk, last: Tensor, held_out: int, seed: int, progress: Progress
+) -> tuple[Tensor, dict[str, Tensor]]:
     """∂ℓ/∂(hidden behind the last layer), contexts x context x width, and the head's output statistics."""
     generator = torch.Generator().manual_seed(seed)
     width = walk.model.get_output_embeddings().weight.shape[1]  # type: ignore[operator]
@@ -173,7 +175,9 @@ def _output_side(walk: Walk, last: Tensor, held_out: int, seed: int, progress: P
     for part in _split(len(last), held_out, batch):
         leaf, final, logits = walk.tail(last[part], walk.ids[part])
         p = logits.detach().float().softmax(-1).flatten(0, 1)
-        label = torch.multinomial(p, 1, generator=generator)
+        # One uniform number a token, by the inverse of the distribution: torch.multinomial draws one an entry.
+        draw = torch.rand(len(p), 1, generator=generator)
+        label = torch.searchsorted(p.cumsum(-1), draw).clamp_max_(vocabulary - 1)
         if part.stop <= len(last) - held_out:
             variance = p * (1 - p)
             per_token = variance.sum(1)
@@ -204,7 +208,9 @@ def _listen(groups: list[Group], moments: list[_Moments]) -> Iterator[None]:
     """Hooks that hand each group's input and its maps' output gradients to its moments."""
     hooks = []
     for group, moment in zip(groups, moments, strict=True):
-        hooks.append(group.maps[0].module.register_forward_pre_hook(lambda _, args, m=moment: m.add_input(args[0])))
+        hooks.append(
+            group.maps[0].module.register_forward_pre_hook(lambda _, args, m=moment: m.add_input(args[0]))
+        )
         for index, linear in enumerate(group.maps):
 
             def keep(_, __, out: Tensor, m: _Moments = moment, i: int = index) -> None:

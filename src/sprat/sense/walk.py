@@ -117,9 +117,10 @@ class Walk:
 
 def working_dtype() -> torch.dtype:
     """bfloat16 where the CPU multiplies it natively (about four times faster there), float32 elsewhere."""
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(
-        torch.cpu, "_is_amx_tile_supported", lambda: False
-    )()
+    fast = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
     return torch.bfloat16 if fast else torch.float32
 
 
