@@ -55,6 +55,18 @@ def test_zero_weights_and_dead_rows(name: str) -> None:
     assert not nothing.dense().any()
 
 
+def test_rows_of_zeros_cost_next_to_nothing() -> None:
+    """The classes of the other rows and of the columns are what they are without them."""
+    w, h, g = correlated(64, 48)
+    with_zeros = torch.cat([w, torch.zeros(64, 48)])
+    recipe = Recipe(row_steps=False)
+    one = round_to_level(w, h, g, 0.3, recipe, PRIOR)
+    two = round_to_level(with_zeros, h, torch.cat([g, g]), 0.3, recipe, PRIOR)
+    assert (two.q[:64] == one.q).all() and not two.q[64:].any()
+    assert (two.col_class == one.col_class).all() and (two.row_class[:64] == one.row_class).all()
+    assert entropy.cost_bits(two, PRIOR) < entropy.cost_bits(one, PRIOR) + 0.02 * 64 * 48
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["w", "h", "g"])
 def test_bad_numbers_are_named(where: str, bad: float) -> None:

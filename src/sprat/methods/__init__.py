@@ -22,5 +22,7 @@ METHODS: dict[str, Method] = {
 def find(name: str) -> Method:
     """The method `name`; RecipeError for one that is not in the table."""
     if name not in METHODS:
-        raise RecipeError(f"recipe: unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+        raise RecipeError(
+            f"recipe: unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}"
+        )
     return METHODS[name]
