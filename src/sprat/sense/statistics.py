@@ -158,7 +158,9 @@ def measure(
 def _refuse_nonfinite(name: str, *moments: Tensor) -> None:
     """Raise StatisticsError for sums that overflowed, or that hold what a broken model computed."""
     if not all(bool(torch.isfinite(m).all()) for m in moments):
-        raise StatisticsError(f"{name}: its statistics hold NaN or infinite values: the model computes such numbers")
+        raise StatisticsError(
+            f"{name}: its statistics hold NaN or infinite values: the model computes such numbers"
+        )
 
 
 def _output_side(
@@ -208,9 +210,11 @@ def _listen(groups: list[Group], moments: list[_Moments]) -> Iterator[None]:
     """Hooks that hand each group's input and its maps' output gradients to its moments."""
     hooks = []
     for group, moment in zip(groups, moments, strict=True):
-        hooks.append(
-            group.maps[0].module.register_forward_pre_hook(lambda _, args, m=moment: m.add_input(args[0]))
-        )
+
+        def enter(_, args: tuple[Tensor, ...], m: _Moments = moment) -> None:
+            m.add_input(args[0])
+
+        hooks.append(group.maps[0].module.register_forward_pre_hook(enter))
         for index, linear in enumerate(group.maps):
 
             def keep(_, __, out: Tensor, m: _Moments = moment, i: int = index) -> None:
