@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,6 @@ from sprat.recipe import Recipe
 from sprat.run.model import to_torch
 from sprat.source.load import Source
 from sprat.source.maps import head, linear_maps
-
-#: (parameter's name, W: (m, n), H: (n, n) or None) -> what is stored
-Quantizer = Callable[[Tensor, Tensor | None, int], Grouped]
 
 
 class Bench:
@@ -96,7 +92,7 @@ class Bench:
         quantized = dict(self._linear_maps(row, progress))
         ends = head(self.source.model)
         bits = s["bits"] if s["head"] == "same" else int(s["head"])
-        h = self._calibration(s["calibration"], progress).head() if row.method == "gptq" else None
+        h = self._calibration(s["calibration"], progress).head if row.method == "gptq" else None
         for name, module in {ends.input_name: ends.input, ends.output_name: ends.output}.items():
             if ends.tied and name == ends.output_name:
                 continue
@@ -132,16 +128,12 @@ class Bench:
         maps = {m.name: m for m in linear_maps(self.source.model)}
         bits, out = row.settings["bits"], {}
         if row.method == "gptq":
-            moments = self._calibration(row.settings["calibration"], progress)
-            for index in moments.layers():
-                for names, h in moments.layer(index):
-                    for name in names:
-                        out[name] = self._quantize(row, maps[name].weight(), h, bits)
-                progress("rounding", index + 1, len(moments.layers()))
+            h = self._calibration(row.settings["calibration"], progress).of
         else:
-            for i, (name, m) in enumerate(maps.items()):
-                out[name] = self._quantize(row, m.weight(), None, bits)
-                progress("rounding", i + 1, len(maps))
+            h = {}
+        for i, (name, m) in enumerate(maps.items()):
+            out[name] = self._quantize(row, m.weight(), h.get(name), bits)
+            progress("rounding", i + 1, len(maps))
         for name, x in out.items():
             assert x.shape == maps[name].shape, name
         self._linear = (key, out)
@@ -158,7 +150,7 @@ class Bench:
     def _calibration(self, text: str, progress: Progress) -> Moments:
         if self._moments is None or self._moments[0] != text:
             place = "self" if text == "self" else str(self.texts[text])
-            moments = Moments(self.model, place, self.tokens, self.seed, self.work, progress)
+            moments = Moments(self.source, place, self.tokens, self.seed, progress)
             self._moments = (text, moments)
         return self._moments[1]
 

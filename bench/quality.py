@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--tokens", type=int, default=0, help="calibration tokens (default: the recipe's choice)")
     add("--seed", type=int, default=0)
-    add("--work", type=Path, help="folder for statistics and files in the making (default: a temporary one)")
+    add("--work", type=Path, help="folder for texts and files in the making (default: a temporary one)")
     add("--redo", default="", metavar="PATTERN", help="measure rows of these names again, failed ones too")
     add(
         "--no-llamacpp",

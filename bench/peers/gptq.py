@@ -65,6 +65,9 @@ def _upper(h: Tensor, dead: Tensor, damping: float, order: Tensor) -> Tensor:
     """U: (n, n) float32 of the damped h with its columns in `order`."""
     h = h.double().clone()
     h.diagonal()[dead] = 1
-    h.diagonal().add_(damping * float(h.diagonal().mean()))
-    lower = torch.linalg.cholesky(h[order][:, order])
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+    h, mean = h[order][:, order], float(h.diagonal().mean())
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(h + damping * mean * torch.eye(len(h), dtype=h.dtype))
+        if not failed:
+            return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+        damping *= 10  # as the tools do where 1 % is too little
