@@ -95,8 +95,8 @@ def _peers(rows: dict[str, Row], model: str) -> str:
             ]
         )
     grid = (
-        "The original's linear layers were quantized to 4 bits in blocks of 32 before anyone here saw them: rows of 4 "
-        "and 8 bits meet weights that lie on such a grid already. Below 4 bits the test is fair.\n\n"
+        "The original is a dequantized 4-bit file (blocks of 32): rows of 4 and 8 bits meet weights that lie on such "
+        "a grid already. Below 4 bits the test is fair.\n\n"
         if model == "smollm2-135m"
         else ""
     )
