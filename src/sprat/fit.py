@@ -5,36 +5,20 @@ source  →  sense  →  level  →  methods  →  coding  →  .sprat
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from sprat import __version__, methods
-from sprat.coding import container, entropy
-from sprat.coding.container import Assembled
+from sprat import job as jobs
 from sprat.coding.ledger import Ledger
-from sprat.coding.tensors import Entry
-from sprat.coding.tokenizer import pack
 from sprat.errors import SpratError, StatisticsError
+from sprat.job import Job
 from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
-from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
-from sprat.sense.cache import Cache
-from sprat.sense.statistics import VERSION as STATISTICS
-from sprat.sense.statistics import measure
-from sprat.sense.walk import Walk, working_dtype
 from sprat.sizes import Budget, parse_budget
-from sprat.source.load import Source, load
-from sprat.source.maps import groups
-from sprat.source.text import Calibration, calibration_ids
 
 __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 
@@ -42,8 +26,8 @@ __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 #: statistics lied: see docs/design.md, "A trap, measured".
 TRUST = 4.0
 NOISE = 0.01
-#: At this level (√nats) hardly a weight of any model is left.
-FLOOR_LEVEL = 0.02
+#: How often a fit may start again with more shrinkage.
+REPAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -73,44 +57,6 @@ class PlanRow:
     level: float
 
 
-@dataclass(frozen=True)
-class Written:
-    """Calibration text in the cache. ids: (contexts, context) int64."""
-
-    ids: torch.Tensor
-
-
-@dataclass
-class _Job:
-    """A fit under way."""
-
-    source: Source
-    recipe: Recipe
-    calibrate: list[str]
-    calibration: Calibration
-    targets: Targets
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def weights(self) -> int:
-        return self.source.original_bytes // 2
-
-    @property
-    def held_out(self) -> torch.Tensor:
-        """(held_out, context) int64: calibration contexts that the statistics do not see."""
-        return torch.as_tensor(self.calibration.ids)[-self.recipe.held_out :]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-
 def fit(
     model: str | Path,
     budget: str | Budget,
@@ -129,19 +75,22 @@ def fit(
     out = Path(out)
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
-    job = _start(model, calibrate, seed, recipe or Recipe(), progress)
+    job = jobs.start(model, calibrate, seed, recipe or Recipe(), progress)
     size = (parse_budget(budget) if isinstance(budget, str) else budget).bytes(
         job.source.original_bytes, job.weights
     )
     search.refuse_impossible(size, job.source.original_bytes, 0, job.source.name)
-    _sense(job, seed)
-    spreads = _spreads(job)
-    overhead = _overhead(job)
-    search.refuse_impossible(size, job.source.original_bytes, _floor(job, spreads, overhead), job.source.name)
-    for attempt in range(3):
+    jobs.sense(job, seed)
+    spreads = jobs.spreads(job)
+    overhead = jobs.overhead(job)
+    search.refuse_impossible(
+        size, job.source.original_bytes, jobs.floor(job, spreads, overhead), job.source.name
+    )
+    attempt = 0
+    while True:
         with job.stage("rounding"):
             fitted = search.search(
-                size, spreads, bool(job.recipe.trellis), overhead, lambda level: _build(job, level)
+                size, spreads, bool(job.recipe.trellis), overhead, lambda level: jobs.build(job, level)
             )
         predicted = predict.predicted_kl(spreads, fitted.level, bool(job.recipe.trellis))
         with job.stage("check"):
@@ -151,6 +100,7 @@ def fit(
         if measured <= TRUST * predicted + NOISE:
             break
         _repair(job, attempt, predicted, measured)
+        attempt += 1
     _note_distrust(job, fitted.rounded.ratios)
     with job.stage("writing"):
         ledger = fitted.file.save(out)
@@ -176,14 +126,14 @@ def plan(
     progress: Progress = silent,
 ) -> list[PlanRow]:
     """What each budget would give, predicted from the statistics; nothing is rounded or written."""
-    job = _start(model, calibrate, seed, recipe or Recipe(), progress)
+    job = jobs.start(model, calibrate, seed, recipe or Recipe(), progress)
     sizes = [
         (parse_budget(b) if isinstance(b, str) else b).bytes(job.source.original_bytes, job.weights)
         for b in budgets
     ]
-    _sense(job, seed)
-    spreads, overhead, trellis = _spreads(job), _overhead(job), bool(job.recipe.trellis)
-    floor = _floor(job, spreads, overhead)
+    jobs.sense(job, seed)
+    spreads, overhead, trellis = jobs.spreads(job), jobs.overhead(job), bool(job.recipe.trellis)
+    floor = jobs.floor(job, spreads, overhead)
     rows = []
     for size in sizes:
         search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
@@ -194,134 +144,9 @@ def plan(
     return rows
 
 
-def _start(
-    model: str | Path, calibrate: str | Sequence[str], seed: int, recipe: Recipe, progress: Progress
-) -> _Job:
-    """Load the model and the calibration text."""
-    methods.find(recipe.method)
-    torch.manual_seed(seed)
-    seconds: dict[str, float] = {}
-    started = time.monotonic()
-    progress("loading the model", 0, 1)
-    source = load(model, dtype=working_dtype())
-    progress("loading the model", 1, 1)
-    seconds["loading"] = time.monotonic() - started
-    started = time.monotonic()
-    texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-    text = _calibration(source, texts, recipe, seed, progress)
-    seconds["calibration text"] = time.monotonic() - started
-    cache = Cache(
-        {
-            "version": __version__,
-            "statistics": STATISTICS,
-            "model": source.hash,
-            "text": text.hash,
-            "context": recipe.context,
-            "held_out": recipe.held_out,
-            "seed": seed,
-            "dtype": str(working_dtype()),
-        }
-    )
-    return _Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seconds)
-
-
-def _calibration(
-    source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
-) -> Calibration:
-    widest = max(g.width for g in groups(source.model))
-    tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
-    tokens += recipe.held_out * recipe.context
-    if calibrate != ["self"]:
-        return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
-    # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
-    key = {"version": __version__, "model": source.hash, "self": [tokens, recipe.context, seed, str(working_dtype())]}
-    cache = Cache(key)
-    if "text" not in cache:
-        text = calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
-        cache.put("text", {text.description: Written(torch.as_tensor(text.ids))})
-    ((description, written),) = cache.get("text", Written).items()
-    ids = written.ids.numpy()
-    return Calibration(ids, description, hashlib.sha256(ids.tobytes()).hexdigest())
-
-
-def _sense(job: _Job, seed: int) -> None:
-    widest = max(g.width for g in groups(job.source.model))
-    ids = torch.as_tensor(job.calibration.ids)
-    learning = ids.numel() - job.held_out.numel()
-    if learning < 2 * widest:
-        job.warnings.append(
-            f"{learning:,} calibration tokens for inputs up to {widest:,} wide: several times the width is needed for "
-            "statistics that can be trusted; more text (or the recipe's `tokens`) lowers the KL"
-        )
-    with job.stage("statistics"):
-        measure(
-            Walk(job.source.model, ids),
-            groups(job.source.model),
-            job.targets.cache,
-            held_out=job.recipe.held_out,
-            seed=seed,
-            progress=job.progress,
-        )
-
-
-def _spreads(job: _Job) -> list[predict.Spread]:
-    with job.stage("statistics"):
-        return rounding.spreads(job.targets, 1e-4, job.recipe, job.progress)
-
-
-def _build(job: _Job, level: float) -> tuple[rounding.Rounded, Assembled]:
-    rounded = rounding.round_model(job.targets, level, job.recipe, entropy.prior_tables(), job.progress)
-    return rounded, _assemble(job, {**job.targets.dense(), **rounded.entries}, rounded.counts, level)
-
-
-def _assemble(job: _Job, entries: dict[str, Entry], counts: entropy.Counts, level: float) -> Assembled:
-    source, text = job.source, job.calibration
-    return container.assemble(
-        config=source.config,
-        entries=entries,
-        recipe={**job.recipe.to_dict(), "level": level},
-        provenance={
-            "sprat": __version__,
-            "model": source.name,
-            "model_sha256": source.hash,
-            "original_bytes": source.original_bytes,
-            "calibration": _provenance(job),
-        },
-        file_extra={"tokenizer/packed": pack(source.tokenizer_files)},
-        tables=entropy.Tables.from_counts(counts) if counts.symbols.any() else None,
-        threads=torch.get_num_threads(),
-    )
-
-
-def _provenance(job: _Job) -> dict[str, object]:
-    """What `prove` needs to tell whether a text was seen in calibration."""
-    text = job.calibration
-    said: dict[str, object] = {
-        "source": "self" if job.calibrate == ["self"] else text.description,
-        "tokens": int(torch.as_tensor(text.ids).numel()),
-        "sha256": list(text.text_hashes),
-    }
-    if job.calibrate != ["self"]:
-        said["sketch"] = sketch(job.source.tokenizer.decode(torch.as_tensor(text.ids).flatten()))
-    return said
-
-
-def _overhead(job: _Job) -> int:
-    """Bytes of the file that no level changes: tokenizer, header, norms, and about seven bits a row and a column."""
-    fixed = _assemble(job, job.targets.dense(), entropy.Counts.none(), 0.0).nbytes
-    return fixed + job.targets.vectors() * 7 // 8 + 4096
-
-
-def _floor(job: _Job, spreads: list[predict.Spread], overhead: int) -> int:
-    """The smallest budget that works: what is left when nearly every weight is zero."""
-    return round(
-        (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01
-    )
-
-
-def _repair(job: _Job, attempt: int, predicted: float, measured: float) -> None:
+def _repair(job: Job, attempt: int, predicted: float, measured: float) -> None:
     """Distrust the statistics: shrink them more, or give up."""
-    if attempt == 2:
+    if attempt == REPAIRS:
         raise StatisticsError(
             f"the rounded model is {measured / predicted:.0f} times worse on held-out calibration text than its "
             f"statistics predict (KL {measured:.3f}, predicted {predicted:.3f}), with shrinkage "
@@ -337,7 +162,7 @@ def _repair(job: _Job, attempt: int, predicted: float, measured: float) -> None:
     job.targets = Targets(job.source, job.targets.cache, recipe)
 
 
-def _note_distrust(job: _Job, ratios: dict[str, float]) -> None:
+def _note_distrust(job: Job, ratios: dict[str, float]) -> None:
     name, worst = max(ratios.items(), key=lambda pair: pair[1])
     if worst > rounding.DISTRUST:
         job.warnings.append(

@@ -1,1 +1,1 @@
-"""Level: the budget. Predicts bytes and KL for any water level, and searches the level whose file weighs what it may."""
+"""Level: the budget. Predicts bytes and KL of any water level, searches the one whose file fits."""

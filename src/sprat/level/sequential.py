@@ -11,7 +11,6 @@ Sources: GPTAQ (arXiv 2504.02692) section 3 and WaterSIC (2603.04956) section 4 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -26,13 +25,13 @@ from sprat.recipe import Recipe
 from sprat.sense.shrink import shrink
 from sprat.sense.walk import Walk, batches
 
-#: How much of the least-squares correction is applied; all of it fits the noise of few tokens.
+#: Contexts that pass a layer at once.
 BATCH = 4
 
 
 def round_sequentially(
     targets: Targets,
-    level_of: Callable[[Target, Rounded], float],
+    level: float,
     recipe: Recipe,
     tables: entropy.Tables,
     ids: Tensor,
@@ -40,7 +39,7 @@ def round_sequentially(
 ) -> Rounded:
     """Round every target on a copy of the model, the embedding first. ids: (contexts, context) for both streams.
 
-    level_of(target, rounded so far) is the level of each target. Peak memory: one more copy of the model and two
+    Peak memory: one more copy of the model and two
     boundaries of hidden states.
     """
     original = targets.source.model
@@ -50,7 +49,7 @@ def round_sequentially(
     total = len(targets.layers()) + 1
 
     def settle(target: Target) -> None:
-        lattice = round_target(done, target, level_of(target, done), recipe, tables, threads)
+        lattice = round_target(done, target, level, recipe, tables, threads)
         _install(working, target, lattice)
 
     for target in targets.embeddings():

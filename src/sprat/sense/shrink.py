@@ -4,8 +4,9 @@ The sample H of an n-wide input from t tokens says that directions which the sam
 correlations, not the variances,
     H ← (1 - α) H + α diag(H),     α = strength · n / (strength · n + t),
 keeps every input's own scale, which damping by a multiple of the identity does not (massive activations put orders of
-magnitude between inputs). The form is Ledoit and Wolf's (J. Multivariate Analysis 88, 2004) with the diagonal as target
-(Schäfer and Strimmer, 2005, target D) and an intensity that falls with the tokens an input has for each of its channels.
+magnitude between inputs). The form is Ledoit and Wolf's (J. Multivariate Analysis 88, 2004) with the diagonal as
+target (Schäfer and Strimmer, 2005, target D) and an intensity that falls with the
+tokens that an input has for each of its channels.
 """
 
 from __future__ import annotations

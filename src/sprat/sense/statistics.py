@@ -27,7 +27,7 @@ from sprat.sense.walk import Walk, batches
 from sprat.source.maps import Group
 
 #: Part of the cache's key: raise it when what is measured changes.
-VERSION = 1
+VERSION = 2
 #: The first token of a context is left out: whatever it is, models park attention there, with activations and
 #: gradients hundreds of times larger than any other token's; it would own every average.
 SKIP = 1

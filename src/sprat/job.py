@@ -1,0 +1,212 @@
+"""A fit under way: the model, its calibration text, its statistics, and the file that a level gives."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sprat import __version__, methods
+from sprat.coding import container, entropy
+from sprat.coding.container import Assembled
+from sprat.coding.tensors import Entry
+from sprat.coding.tokenizer import pack
+from sprat.level import predict, rounding
+from sprat.level.sequential import round_sequentially
+from sprat.level.targets import Targets
+from sprat.progress import Progress
+from sprat.prove.overlap import sketch
+from sprat.recipe import Recipe
+from sprat.sense.cache import Cache
+from sprat.sense.statistics import VERSION as STATISTICS
+from sprat.sense.statistics import measure
+from sprat.sense.walk import Walk, working_dtype
+from sprat.source.load import Source, load
+from sprat.source.maps import groups
+from sprat.source.text import Calibration, calibration_ids
+
+#: At this level (√nats) hardly a weight of any model is left.
+FLOOR_LEVEL = 0.02
+
+
+@dataclass(frozen=True)
+class Written:
+    """Calibration text in the cache. ids: (contexts, context) int64."""
+
+    ids: torch.Tensor
+
+
+@dataclass
+class Job:
+    """A fit under way."""
+
+    source: Source
+    recipe: Recipe
+    calibrate: list[str]
+    calibration: Calibration
+    targets: Targets
+    progress: Progress
+    tables: entropy.Tables = field(default_factory=entropy.prior_tables)
+    """The prices of symbols in the rounding decision: the prior's, then the last file's own."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def weights(self) -> int:
+        return self.source.original_bytes // 2
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """(held_out, context) int64: calibration contexts that the statistics do not see."""
+        return torch.as_tensor(self.calibration.ids)[-self.recipe.held_out :]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def start(
+    model: str | Path, calibrate: str | Sequence[str], seed: int, recipe: Recipe, progress: Progress
+) -> Job:
+    """Load the model and the calibration text."""
+    methods.find(recipe.method)
+    torch.manual_seed(seed)
+    seconds: dict[str, float] = {}
+    started = time.monotonic()
+    progress("loading the model", 0, 1)
+    source = load(model, dtype=working_dtype())
+    progress("loading the model", 1, 1)
+    seconds["loading"] = time.monotonic() - started
+    started = time.monotonic()
+    texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
+    text = _calibration(source, texts, recipe, seed, progress)
+    seconds["calibration text"] = time.monotonic() - started
+    cache = Cache(
+        {
+            "version": __version__,
+            "statistics": STATISTICS,
+            "model": source.hash,
+            "text": text.hash,
+            "context": recipe.context,
+            "held_out": recipe.held_out,
+            "seed": seed,
+            "dtype": str(working_dtype()),
+        }
+    )
+    return Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seconds=seconds)
+
+
+def _calibration(
+    source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
+) -> Calibration:
+    widest = max(g.width for g in groups(source.model))
+    tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
+    tokens += recipe.held_out * recipe.context
+    if calibrate != ["self"]:
+        return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
+    # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
+    how = [tokens, recipe.context, seed, str(working_dtype())]
+    key = {"version": __version__, "model": source.hash, "self": how}
+    cache = Cache(key)
+    if "text" not in cache:
+        text = calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
+        cache.put("text", {text.description: Written(torch.as_tensor(text.ids))})
+    ((description, written),) = cache.get("text", Written).items()
+    ids = written.ids.numpy()
+    return Calibration(ids, description, hashlib.sha256(ids.tobytes()).hexdigest())
+
+
+def sense(job: Job, seed: int) -> None:
+    """Measure what is not cached yet; a warning where the text is short for the widest input."""
+    widest = max(g.width for g in groups(job.source.model))
+    ids = torch.as_tensor(job.calibration.ids)
+    learning = ids.numel() - job.held_out.numel()
+    if learning < 2 * widest:
+        job.warnings.append(
+            f"{learning:,} calibration tokens for inputs up to {widest:,} wide: several times the width is needed for "
+            "statistics that can be trusted; more text (or the recipe's `tokens`) lowers the KL"
+        )
+    with job.stage("statistics"):
+        measure(
+            Walk(job.source.model, ids),
+            groups(job.source.model),
+            job.targets.cache,
+            held_out=job.recipe.held_out,
+            seed=seed,
+            progress=job.progress,
+        )
+
+
+def spreads(job: Job) -> list[predict.Spread]:
+    """What predictions need (level.predict)."""
+    with job.stage("statistics"):
+        return rounding.spreads(job.targets, 1e-4, job.recipe, job.progress)
+
+
+def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
+    """The whole model at `level`, and its file. What it counted prices the next one's rounding decisions."""
+    recipe = job.recipe
+    if recipe.sequential:
+        ids = torch.as_tensor(job.calibration.ids)[: max(1, recipe.sequential_tokens // recipe.context)]
+        rounded = round_sequentially(job.targets, level, recipe, job.tables, ids, job.progress)
+    else:
+        rounded = rounding.round_model(job.targets, level, recipe, job.tables, job.progress)
+    tables = entropy.Tables.from_counts(rounded.counts)
+    entries = {**job.targets.dense(), **rounded.entries}
+    file = _assemble(job, entries, tables, level)
+    job.tables = tables
+    return rounded, file
+
+
+def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None, level: float) -> Assembled:
+    source = job.source
+    return container.assemble(
+        config=source.config,
+        entries=entries,
+        recipe={**job.recipe.to_dict(), "level": level},
+        provenance={
+            "sprat": __version__,
+            "model": source.name,
+            "model_sha256": source.hash,
+            "original_bytes": source.original_bytes,
+            "calibration": _provenance(job),
+        },
+        file_extra={"tokenizer/packed": pack(source.tokenizer_files)},
+        tables=tables,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _provenance(job: Job) -> dict[str, object]:
+    """What `prove` needs to tell whether a text was seen in calibration."""
+    text = job.calibration
+    said: dict[str, object] = {
+        "source": "self" if job.calibrate == ["self"] else text.description,
+        "tokens": int(torch.as_tensor(text.ids).numel()),
+        "sha256": list(text.text_hashes),
+    }
+    if job.calibrate != ["self"]:
+        said["sketch"] = sketch(str(job.source.tokenizer.decode(torch.as_tensor(text.ids).flatten())))
+    return said
+
+
+def overhead(job: Job) -> int:
+    """Bytes of the file that no level changes: tokenizer, header, norms, and about seven bits a row and a column."""
+    fixed = _assemble(job, job.targets.dense(), None, 0.0).nbytes
+    return fixed + job.targets.vectors() * 7 // 8 + 4096
+
+
+def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
+    """The smallest budget that works: what is left when nearly every weight is zero."""
+    return round(
+        (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01
+    )
