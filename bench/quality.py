@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fnmatch
 import shlex
 import sys
 import tempfile
@@ -38,6 +39,7 @@ examples:
   python -m bench.quality --only sprat                      sprat's curves; the rest into the same record:
   python -m bench.quality --only peers,ablations
   python -m bench.quality --list                            what would be measured, what is done already
+  python -m bench.quality --only peers --rows '*group=64-head=same*'
   python -m bench.quality --redo 'gptq-*'                   measure these rows again
   python -m bench.quality --only report                     README.md and quality.svg anew, nothing measured
   python -m bench.quality FOLDER --budgets 15%,20% --ablation-budget 20%
@@ -88,6 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=0, help="calibration tokens (default: the recipe's choice)")
     add("--seed", type=int, default=0)
     add("--work", type=Path, help="folder for texts and files in the making (default: a temporary one)")
+    add("--rows", default="*", metavar="PATTERN", help="only rows of these names, patterns by commas")
     add("--redo", default="", metavar="PATTERN", help="measure rows of these names again, failed ones too")
     add(
         "--no-llamacpp",
@@ -117,6 +120,8 @@ def _rows(options: argparse.Namespace) -> list[work.Row]:
         rows.insert(0, base)
     if options.quick:
         rows = work.quick(rows, base.name)
+    patterns = options.rows.split(",")
+    rows = [r for r in rows if any(fnmatch.fnmatch(r.name, p) for p in patterns)]
     return [r for r in rows if r.section in sections or ("ablations" in sections and r.name == base.name)]
 
 

@@ -13,7 +13,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "row steps off": {"row_steps": False},
     "feedback off": {"feedback": False},
     "rate weight 0": {"rate_weight": 0.0},
-    "sequential off": {"sequential": False},
+    "sequential on": {"sequential": True, "sequential_strength": 0.5},
     "trellis 8": {"trellis": 8},
     "no trellis": {"trellis": 0},
     "no trellis, descending order": {"trellis": 0, "order": "descending"},
@@ -99,7 +99,7 @@ def quick(rows: list[Row], base: str) -> list[Row]:
     for method in ("rtn", "gptq", "hqq"):
         of_kind = [r for r in rows if r.method == method and plain.items() <= r.settings.items()]
         chosen += of_kind[:1]
-    return chosen + [r for r in rows if r.label in ("sequential off", "no trellis, descending order")]
+    return chosen + [r for r in rows if r.label in ("sequential on", "no trellis, descending order")]
 
 
 def _peer(method: str, settings: dict[str, Any]) -> Row:
