@@ -75,6 +75,8 @@ def fit(
     out = Path(out)
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise SpratError(f"cannot write {out}: it is a folder")
     job = jobs.start(model, calibrate, seed, recipe or Recipe(), progress)
     size = (parse_budget(budget) if isinstance(budget, str) else budget).bytes(
         job.source.original_bytes, job.weights

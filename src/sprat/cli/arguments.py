@@ -82,6 +82,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """An argparse type: a whole number that every random generator takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
@@ -106,7 +113,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "'self': the model writes it (default)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of everything random (default 0)"
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
     )
     parser.add_argument(
         "--recipe", type=Path, metavar="TOML", help="a recipe file, for settings other than the defaults"

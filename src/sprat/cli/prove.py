@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_file, whole
+from sprat.cli.arguments import add_file, seed, whole
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="compute both models in float32 (default) or bfloat16: about twice as fast, adds a KL "
         "of about 0.001",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the bootstrap (default 0)")
 
 
 def execute(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sprat.cli.arguments import add_file, whole
+from sprat.cli.arguments import add_file, seed, whole
 
 SUMMARY = "Let a .sprat file write: answer a prompt, or continue it."
 EXAMPLES = """  sprat run smol.sprat "Why is the sky blue?"
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="draw from the likeliest tokens that hold P of the mass",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the drawing (default 0)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--chat", dest="chat", action="store_true", default=None, help="answer as a chat")
     mode.add_argument(

@@ -199,15 +199,25 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
 
     kind = config["model_type"]
     if kind not in known:
-        architecture = ", ".join(config.get("architectures") or []) or kind
         raise SourceError(
-            f"unsupported architecture {architecture} (model_type {kind!r}){nearest(kind, known)}; supported "
+            f"unsupported architecture {_architecture(config)} (model_type {kind!r}){nearest(kind, known)}; supported "
             "is any causal language model of transformers whose maps are nn.Linear or Conv1D: Llama, "
             "Mistral, Qwen2, Qwen3, Gemma, SmolLM, GPT-2 and more. Code that comes with a model is never run."
         )
+    # Transformers loads an encoder's weights as a language model too; what that computes from half a text is noise.
+    if kind in encoders and not config.get("is_decoder"):
+        raise SourceError(
+            f"unsupported architecture {_architecture(config)} (model_type {kind!r}): it reads a text from both "
+            "sides and is no causal language model; Llama, Mistral, Qwen, Gemma, SmolLM, GPT-2 and the like are"
+        )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    return ", ".join(config.get("architectures") or []) or config["model_type"]
 
 
 def _refuse_missing(path: Path, info: dict[str, Any]) -> None:

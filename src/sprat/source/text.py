@@ -56,6 +56,12 @@ def calibration_ids(
     """
     if tokens < 1 or context < 2:
         raise SourceError(f"calibration needs tokens >= 1 and context >= 2, not {tokens} and {context}")
+    positions = getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and context > positions:
+        raise SourceError(
+            f"{source.name} was made for texts of up to {positions} tokens: calibration contexts of {context} are "
+            f"too long for it (the recipe's `context`: --set context={positions})"
+        )
     contexts = -(-tokens // context)
     specs = [str(s) for s in ([spec] if isinstance(spec, str | Path) else spec)]
     if specs == ["self"]:
