@@ -47,7 +47,7 @@ def files(tiny, shared, tmp_path_factory):
     folder, results = tmp_path_factory.mktemp("files"), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPRAT_CACHE", str(shared))
-        for budget in ("70%", "30000", "6.2bpw"):
+        for budget in ("80%", "30000", "6.2bpw"):
             out = folder / f"{len(results)}.sprat"
             results[budget] = sprat.fit(tiny.folder, budget, out, recipe=RECIPE)
     return results
@@ -70,7 +70,7 @@ def fit(tiny, tmp_path, monkeypatch):
 # --- what a fit gives ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("budget", "limit"), [("70%", 40_364), ("30000", 30_000), ("6.2bpw", 22_344)])
+@pytest.mark.parametrize(("budget", "limit"), [("80%", 46_131), ("30000", 30_000), ("6.2bpw", 22_344)])
 def test_the_file_keeps_its_budget_and_is_whole(files, tiny, budget, limit):
     result = files[budget]
     nbytes = result.path.stat().st_size
@@ -104,7 +104,7 @@ def test_a_text_file_calibrates(tiny, tmp_path, budget, limit):
 
 def test_kl_falls_with_the_budget_and_was_foreseen(files, tiny):
     found = []
-    for budget in ("6.2bpw", "30000", "70%"):
+    for budget in ("6.2bpw", "30000", "80%"):
         proof = sprat.prove(files[budget].path, tiny.folder, tiny.text, 2560, 64, resamples=50)
         assert proof.calibration["overlap"] == 0.0
         found.append(proof.metrics.kl.value)

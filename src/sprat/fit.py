@@ -104,6 +104,10 @@ def fit(
         _repair(job, attempt, predicted, measured)
         attempt += 1
     _note_distrust(job, fitted.rounded.ratios)
+    if fitted.file.nbytes < search.LEAST * size:
+        job.warnings.append(
+            f"the file uses {fitted.file.nbytes / size:.1%} of the budget; no level was found between"
+        )
     with job.stage("writing"):
         ledger = fitted.file.save(out)
     return FitResult(

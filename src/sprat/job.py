@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,30 @@ class Job:
     """The prices of symbols in the rounding decision: the prior's, then the last file's own."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def tokenizer(self) -> bytes:
+        return pack(self.source.tokenizer_files)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, object]:
+        """What the file says of its origin, and what `prove` needs to tell whether a text was seen in calibration."""
+        text = self.calibration
+        own = self.calibrate == ["self"]
+        said: dict[str, object] = {
+            "source": "self" if own else text.description,
+            "tokens": int(torch.as_tensor(text.ids).numel()),
+            "sha256": list(text.text_hashes),
+        }
+        if not own:
+            said["sketch"] = sketch(str(self.source.tokenizer.decode(torch.as_tensor(text.ids).flatten())))
+        return {
+            "sprat": __version__,
+            "model": self.source.name,
+            "model_sha256": self.source.hash,
+            "original_bytes": self.source.original_bytes,
+            "calibration": said,
+        }
 
     @property
     def weights(self) -> int:
@@ -173,30 +198,11 @@ def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None
         config=source.config,
         entries=entries,
         recipe={**job.recipe.to_dict(), "level": level},
-        provenance={
-            "sprat": __version__,
-            "model": source.name,
-            "model_sha256": source.hash,
-            "original_bytes": source.original_bytes,
-            "calibration": _provenance(job),
-        },
-        file_extra={"tokenizer/packed": pack(source.tokenizer_files)},
+        provenance=job.provenance,
+        file_extra={"tokenizer/packed": job.tokenizer},
         tables=tables,
         threads=torch.get_num_threads(),
     )
-
-
-def _provenance(job: Job) -> dict[str, object]:
-    """What `prove` needs to tell whether a text was seen in calibration."""
-    text = job.calibration
-    said: dict[str, object] = {
-        "source": "self" if job.calibrate == ["self"] else text.description,
-        "tokens": int(torch.as_tensor(text.ids).numel()),
-        "sha256": list(text.text_hashes),
-    }
-    if job.calibrate != ["self"]:
-        said["sketch"] = sketch(str(job.source.tokenizer.decode(torch.as_tensor(text.ids).flatten())))
-    return said
 
 
 def overhead(job: Job) -> int:

@@ -46,7 +46,9 @@ def predicted_bits(spreads: list[Spread], level: float, trellis: bool) -> float:
     total = 0.0
     for spread in spreads:
         buckets = np.arange(spread.histogram.size) - OFFSET - 4 * np.log2(level / spread.level)
-        total += float((spread.histogram * np.interp(buckets, np.arange(BUCKETS), _entropies(trellis))).sum())
+        bits = np.interp(buckets, np.arange(BUCKETS), _entropies(trellis))
+        bits += np.maximum(buckets - (BUCKETS - 1), 0) / 4  # finer than any bucket: a bit an octave
+        total += float((spread.histogram * bits).sum())
     return total
 
 

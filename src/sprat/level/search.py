@@ -41,14 +41,15 @@ def search(
     overhead: bytes of the file that do not depend on the level; build(level) rounds and assembles.
     Raises BudgetError when no level fits, naming the smallest budget that works.
     """
-    correction = 1.0
     best: Fitted | None = None
     low, high = 0.0, math.inf  # levels known to be too fine, and known to fit
-    target = AIM * budget
+    weighed: list[tuple[float, int]] = []  # predicted coded bytes, and the file's real ones
     for attempt in range(ROUNDS):
-        level = level_for(target, spreads, trellis, overhead, correction)
+        level = solve_level(
+            lambda x: predicted_bits(spreads, x, trellis) / 8, _aim(weighed, AIM * budget, overhead)
+        )
         if not low < level < high:
-            level = math.sqrt(low * high) if low and high < math.inf else level
+            level = math.sqrt(low * high) if high < math.inf else 2 * low
         rounded, file = build(level)
         if file.nbytes <= budget:
             high = min(high, level)
@@ -58,11 +59,26 @@ def search(
                 return best
         else:
             low = max(low, level)
-        coded = max(file.nbytes - overhead, 1)
-        correction = coded / max(predicted_bits(spreads, level, trellis) / 8, 1)
+        weighed.append((predicted_bits(spreads, level, trellis) / 8, file.nbytes))
     if best is None:
         raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
     return best
+
+
+def _aim(weighed: list[tuple[float, int]], target: float, overhead: int) -> float:
+    """The predicted coded bytes whose file should weigh `target`.
+
+    Through the two files nearest to the target where two were weighed: their line has the right overhead and the right
+    correction of the prediction at once, of which a single file gives only one.
+    """
+    nearest = sorted(weighed, key=lambda pair: abs(pair[1] - target))[:2]
+    if not nearest:
+        return target - overhead
+    predicted, nbytes = nearest[0]
+    slope = max(nbytes - overhead, 1) / max(predicted, 1)
+    if len(nearest) == 2 and nearest[1][0] != predicted:
+        slope = (nearest[1][1] - nbytes) / (nearest[1][0] - predicted)
+    return max(predicted + (target - nbytes) / min(max(slope, 0.25), 4.0), 1.0)
 
 
 def level_for(
