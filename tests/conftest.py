@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Tiny models: a second thread costs more than it brings, and much more where other work runs beside the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
