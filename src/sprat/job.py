@@ -52,8 +52,6 @@ class Job:
     calibration: Calibration
     targets: Targets
     progress: Progress
-    tables: entropy.Tables = field(default_factory=entropy.prior_tables)
-    """The prices of symbols in the rounding decision: the prior's, then the last file's own."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -178,18 +176,16 @@ def spreads(job: Job) -> list[predict.Spread]:
 
 
 def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
-    """The whole model at `level`, and its file. What it counted prices the next one's rounding decisions."""
+    """The whole model at `level`, and its file."""
     recipe = job.recipe
     if recipe.sequential:
         ids = torch.as_tensor(job.calibration.ids)[: max(1, recipe.sequential_tokens // recipe.context)]
-        rounded = round_sequentially(job.targets, level, recipe, job.tables, ids, job.progress)
+        rounded = round_sequentially(job.targets, level, recipe, entropy.prior_tables(), ids, job.progress)
     else:
-        rounded = rounding.round_model(job.targets, level, recipe, job.tables, job.progress)
+        rounded = rounding.round_model(job.targets, level, recipe, entropy.prior_tables(), job.progress)
     tables = entropy.Tables.from_counts(rounded.counts)
     entries = {**job.targets.dense(), **rounded.entries}
-    file = _assemble(job, entries, tables, level)
-    job.tables = tables
-    return rounded, file
+    return rounded, _assemble(job, entries, tables, level)
 
 
 def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None, level: float) -> Assembled:
