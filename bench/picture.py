@@ -23,10 +23,10 @@ SPRAT = {
 
 def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, path: Path, title: str) -> None:
     """Write the picture; the format follows the name (.svg, .png)."""
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 
     plt.rcParams.update({"svg.hashsalt": "sprat", "font.size": 10, "svg.fonttype": "none"})
     figure, axes = plt.subplots(figsize=(8.4, 5.2))
