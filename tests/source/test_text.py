@@ -12,7 +12,7 @@ import torch
 from sprat.errors import SourceError
 from sprat.source import selftext
 from sprat.source.load import load
-from sprat.source.text import Calibration, calibration_ids, overlap, spread
+from sprat.source.text import calibration_ids, spread
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +130,6 @@ def test_the_batch_is_cut_to_the_memory_bound(source, monkeypatch):
         lambda model, group, *rest: batches.append(len(group)) or run(model, group, *rest),
     )
     assert selftext.write(source, 4, 16, seed=0).shape == whole.shape and batches == [2, 2]
-
-
-def test_overlap():
-    ids = np.arange(40)
-    made = Calibration(ids.reshape(2, 20), "", "")
-    assert overlap(made, ids[:20]) == 1 and overlap(made, ids + 100) == 0
-    assert overlap(made, np.concatenate([ids[:13], ids[:12] + 100])) == pytest.approx(1 / 13)
 
 
 @pytest.mark.real

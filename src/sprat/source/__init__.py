@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sprat.source.maps import linear_maps as linear_maps
     from sprat.source.text import Calibration as Calibration
     from sprat.source.text import calibration_ids as calibration_ids
-    from sprat.source.text import overlap as overlap
 
 _WHERE = {
     "Source": "load",
@@ -28,7 +27,6 @@ _WHERE = {
     "linear_maps": "maps",
     "Calibration": "text",
     "calibration_ids": "text",
-    "overlap": "text",
 }
 
 __all__ = [
@@ -40,7 +38,6 @@ __all__ = [
     "head",
     "linear_maps",
     "load",
-    "overlap",
 ]
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sprat.source.load import Source
 
 _PIECE = 1 << 20
-_NGRAM = 13
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,6 @@ def calibration_ids(
     return _calibration(ids, ", ".join(Path(s).name or s for s in specs), hashes)
 
 
-def overlap(calibration: Calibration, ids: np.ndarray) -> float:
-    """The share, 0..1, of the 13-token runs of `ids` (int (n,), the evaluation text) seen in calibration."""
-    seen = {run for row in calibration.ids for run in _runs(row)}
-    runs = _runs(np.asarray(ids, np.int64))
-    return sum(run in seen for run in runs) / len(runs) if runs else 0.0
-
-
 def tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
     """Token ids, int64 (n,), without special tokens; cut at line ends into pieces that bound the memory."""
     ids: list[int] = []
@@ -113,10 +105,6 @@ def spread(available: int, wanted: int, seed: int) -> np.ndarray:
 def _calibration(ids: np.ndarray, description: str, hashes: tuple[str, ...]) -> Calibration:
     ids = np.ascontiguousarray(ids, np.int64)
     return Calibration(ids, description, hashlib.sha256(ids.tobytes()).hexdigest(), hashes)
-
-
-def _runs(ids: np.ndarray) -> list[bytes]:
-    return [ids[i : i + _NGRAM].tobytes() for i in range(len(ids) - _NGRAM + 1)]
 
 
 def _read(spec: str, tokens: int) -> str:
