@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import lzma
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from sprat.coding import columns, vocabulary
 from sprat.coding import tokenizer as coder
 from sprat.coding.tokenizer import pack, unpack
 from sprat.errors import FormatError
@@ -123,12 +125,12 @@ def pack_plain(files):
 def test_merges_are_what_makes_it_small():
     files = {"tokenizer.json": json.dumps(trained("byte bpe")).encode()}
     value = json.loads(files["tokenizer.json"])
-    taken = coder._take_apart(coder._compact(files["tokenizer.json"]))
+    taken = vocabulary.take_apart(coder._compact(files["tokenizer.json"]))
     assert taken is not None and taken[1] == "merges"
     spelled = len(value["model"]["vocab"]) - len(value["model"]["merges"])
     place = value["model"]["vocab"]
     pairs = [tuple(m) for m in value["model"]["merges"]]
-    assert len(coder._literals(list(place), place, pairs)) == spelled  # bytes and <eos> only
+    assert len(vocabulary._literals(list(place), place, pairs)) == spelled  # bytes and <eos> only
 
 
 @pytest.mark.parametrize(
@@ -179,36 +181,73 @@ def test_random_bytes(data):
 
 
 def test_bombs_are_stopped_by_the_limit(packed):
-    zeros = coder._blob(b"[]") + coder._blob(bytes(1 << 22))
+    zeros = columns.blob(b"[]") + columns.blob(bytes(1 << 22))
     with pytest.raises(FormatError, match="more than a tokenizer may"):
         unpack(b"\x01" + zeros, limit=1 << 20)
     with pytest.raises(FormatError, match="more than a tokenizer may"):
         unpack(packed, limit=2000)
     # Each merge joins the last token with itself: 2^40 characters from 40 pairs.
-    frame = coder._dump({"model": {"vocab": 41, "merges": "pairs"}})
-    line = coder._column(list(range(40)))
-    columns = [
-        coder._text_column(["a"]),
-        coder._column([0]),
-        coder._column([]),
-        coder._column([]),
+    frame = columns.dump({"model": {"vocab": 41, "merges": "pairs"}})
+    line = columns.column(list(range(40)))
+    parts = [
+        columns.text_column(["a"]),
+        columns.column([0]),
+        columns.column([]),
+        columns.column([]),
         line,
         line,
     ]
-    bomb = coder._write({"tokenizer.json": frame}, {"tokenizer.json": ("merges", columns)})
+    bomb = coder._write({"tokenizer.json": frame}, {"tokenizer.json": ("merges", parts)})
     with pytest.raises(FormatError, match="more than a tokenizer may"):
         unpack(bomb)
 
 
 def test_a_length_that_lies(packed):
-    lie = lzma.compress(b"[]", lzma.FORMAT_RAW, filters=coder._FILTERS)
+    lie = lzma.compress(b"[]", lzma.FORMAT_RAW, filters=columns.FILTERS)
     with pytest.raises(FormatError, match="not as long as it says"):
-        unpack(b"\x01" + coder._varint(7) + coder._varint(len(lie)) + lie)
+        unpack(b"\x01" + columns.varint(7) + columns.varint(len(lie)) + lie)
 
 
 def test_the_runtime_needs_no_torch():
     code = "import sprat.coding.tokenizer, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+#: Packed by the first release of the format (base85): what it wrote must always be read.
+OLD = {
+    "merges": (
+        "0U#s+03TahB6M$SWo~JDWpXZRb8l`UEHyGLB5h@IXJvCDU0nb)H~|1Ndm?RbWMyn3I(s5?d2nSSIwC?)MItOBc5h>0Vj?;=H"
+        "7p`+WpZa_b0Rt-aA9e3b0U3x06IJ10673N0{|Wx6*(~9ZWrexPKKW_^cQ==jkl_GO>Nj{s{%3&5_w7Q4e_Z;Nk{C48_VCcu@"
+        "6#z8UPys02>eB02%-X0{{R3nL{rV0000100031009610RSce046E{03{R~1053|4-Fy#Bm^b_C;}=5EG-u=FfkJ|G&L$WA2|"
+        "sRJQO}Z044zdCM@6pB>*G?00aSLz7s>bsT@*SpLYGf#@HU~w(!$zBK$M{4jL~boIqs0<Ny"
+    ),
+    "scores": (
+        "0U#s+03TahB6M$SWo~JDWpXZRb8l`UEHyAJB6DMJa%FQOU0nb&HUR)Jdm?RbWMyn3I(s5?d2nSSIwDnWX=id_Z6Yipb#7~4X"
+        "=EZgFf1Z=Z)0I%B04rTeSHAU0gVCR0L%b|0{|Wx6*(~9ZWrexPKKW_^cQ==jkl_GO>Nj{s{%3&5_w7Q4e_Z;Nk{C48_VCcu@"
+        "a?E8@ADU??s=b=h!%a>OV3tixY0BVpnkw1lhh{7p4y4Qx-O%p9q{asso8M&X|otiqE}`ot5jbYs_`Grw-b^RW4a1OUM<RZyF"
+        "FBI1Rmj+?0I)K?DJW0$Jbz0{~G2003`i`kW$mxXk{(D`EDOttHD+<Np>+tasw|I)=ITSV=vqK6XFAKA}_<{1??L0eNwg#pSE"
+        "~kA<ib^ko~qLYtFK7*l%_Ixq@Gpn-&&tN;K"
+    ),
+}
+
+
+@pytest.mark.parametrize("method", OLD)
+def test_what_was_packed_once_is_read_for_ever(method):
+    words = (
+        "the cat sat on the mat and the dog ate the big fish while a small bird sang in the old tree".split()
+    )
+    vocabulary = {token: i for i, token in enumerate(["<eos>", *"abcdefghijklmnopqrstuvwxyz"])}
+    merges = []
+    for word in words:
+        for i in range(1, len(word)):
+            if word[: i + 1] not in vocabulary:
+                vocabulary[word[: i + 1]] = len(vocabulary)
+                merges.append([word[:i], word[i]])
+    model: dict = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    if method == "scores":
+        model = {"type": "Unigram", "unk_id": 0, "vocab": [[t, -1.5 * i] for i, t in enumerate(vocabulary)]}
+    back = unpack(base64.b85decode(OLD[method]))
+    assert json.dumps(json.loads(back["tokenizer.json"])) == json.dumps({"model": model})
 
 
 @pytest.mark.real
