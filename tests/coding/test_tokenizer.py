@@ -213,6 +213,7 @@ def test_the_runtime_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+OLD_WORDS = "the cat sat on the mat and the dog ate the big fish while a small bird sang in the old tree"
 #: Packed by the first release of the format (base85): what it wrote must always be read.
 OLD = {
     "merges": (
@@ -233,12 +234,9 @@ OLD = {
 
 @pytest.mark.parametrize("method", OLD)
 def test_what_was_packed_once_is_read_for_ever(method):
-    words = (
-        "the cat sat on the mat and the dog ate the big fish while a small bird sang in the old tree".split()
-    )
     vocabulary = {token: i for i, token in enumerate(["<eos>", *"abcdefghijklmnopqrstuvwxyz"])}
     merges = []
-    for word in words:
+    for word in OLD_WORDS.split():
         for i in range(1, len(word)):
             if word[: i + 1] not in vocabulary:
                 vocabulary[word[: i + 1]] = len(vocabulary)

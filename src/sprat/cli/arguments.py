@@ -90,6 +90,7 @@ def seed(text: str) -> int:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model to start from."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -99,6 +100,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
+    """The file to look at or use."""
     parser.add_argument("file", metavar="FILE", type=Path, help="a .sprat file")
 
 
@@ -128,14 +130,16 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration(arguments: argparse.Namespace) -> str | list[str]:
-    """What `sprat.fit.fit` takes: "self", or the texts."""
+def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed and recipe."""
     given: list[str] = arguments.calibrate or ["self"]
-    if "self" not in given:
-        return given
-    if len(given) > 1:
+    if "self" in given and len(given) > 1:
         raise RecipeError("--calibrate self stands alone: give the model's own text, or files")
-    return "self"
+    return {
+        "calibrate": "self" if "self" in given else given,
+        "seed": arguments.seed,
+        "recipe": recipe(arguments),
+    }
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:

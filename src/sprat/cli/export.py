@@ -15,6 +15,7 @@ EXAMPLES = """  sprat export smol.sprat --to hf smol-hf
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Which file, into which form and folder."""
     add_file(parser)
     parser.add_argument("--to", required=True, metavar="FORM", help="hf: a plain, dense Hugging Face folder")
     parser.add_argument(
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Write the folder, and say how large it is."""
     from sprat.run.export import export
 
     with terminal.bars() as progress:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budget, calibration, recipe
+from sprat.cli.arguments import add_calibration, add_model, budget, calibrated
 from sprat.sizes import format_bytes
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
@@ -16,6 +16,7 @@ EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to fit, into how much, and where to write it."""
     add_model(parser)
     parser.add_argument(
         "--budget",
@@ -32,19 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    calibrate, chosen = calibration(arguments), recipe(arguments)
+    """Fit, then say what came of it; warnings go to standard error."""
+    options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.fit import fit
 
     with terminal.bars() as progress:
-        result = fit(
-            arguments.model,
-            budget=arguments.budget,
-            out=arguments.out,
-            calibrate=calibrate,
-            seed=arguments.seed,
-            recipe=chosen,
-            progress=progress,
-        )
+        result = fit(arguments.model, arguments.budget, arguments.out, **options, progress=progress)
     rows = [
         ("file", f"{result.path}"),
         (

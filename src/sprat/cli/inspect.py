@@ -26,6 +26,7 @@ _BAR = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Which file, and in which form."""
     add_file(parser)
     parser.add_argument(
         "--json", action="store_true", help="print the whole ledger, config and recipe as JSON"
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Print the ledger as a picture or JSON; an SVG is written whole or not at all."""
     import sprat
 
     artifact = sprat.open(arguments.file)

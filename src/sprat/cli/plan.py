@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budgets, calibration, recipe
+from sprat.cli.arguments import add_calibration, add_model, budgets, calibrated
 
 SUMMARY = "Predict what each budget would cost, without writing anything."
 EXAMPLES = """  sprat plan smollm2-135m --budgets 30MB,50MB,80MB
@@ -13,6 +13,7 @@ EXAMPLES = """  sprat plan smollm2-135m --budgets 30MB,50MB,80MB
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to predict, for which budgets."""
     add_model(parser)
     parser.add_argument(
         "--budgets",
@@ -26,18 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    calibrate, chosen = calibration(arguments), recipe(arguments)
+    """Predict, and print a row a budget."""
+    options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.fit import plan
 
     with terminal.bars() as progress:
-        rows = plan(
-            arguments.model,
-            arguments.budgets,
-            calibrate=calibrate,
-            seed=arguments.seed,
-            recipe=chosen,
-            progress=progress,
-        )
+        rows = plan(arguments.model, arguments.budgets, **options, progress=progress)
     if arguments.json:
         fields = ("budget_bytes", "predicted_bytes", "predicted_kl", "bits_per_weight")
         terminal.write_json([{name: getattr(row, name) for name in fields} for row in rows])

@@ -20,6 +20,7 @@ EXAMPLES = """  sprat prove smol.sprat --against smollm2-135m --text held-out.tx
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to compare, on which text, and how much of it."""
     add_file(parser)
     parser.add_argument(
         "--against", required=True, metavar="MODEL", help="the original, as `sprat fit` takes it"
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Measure, then print the figures with their intervals; warnings go to standard error."""
     from sprat.prove.proof import prove
 
     with terminal.bars() as progress:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,10 +38,12 @@ def note(message: str) -> None:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """A progress callable that draws a bar a stage, with time spent and time left; lines in a log."""
+    """A progress callable that draws a bar a stage, with time spent and time left; lines where it is piped."""
     console = err()
     if not console.is_terminal:
-        yield _lines(console)
+        log = Log(lambda line: console.print(f"sprat: {line}", markup=False, soft_wrap=True))
+        yield log
+        log.end()
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f} %"),
@@ -59,16 +62,44 @@ def bars() -> Iterator[Progress]:
         yield progress
 
 
-def _lines(console: Console) -> Progress:
-    """For logs: a line when a stage begins."""
-    seen: set[str] = set()
+class Log:
+    """Progress for a pipe or a log file: a line when a stage begins, one now and then, one with its seconds.
 
-    def progress(stage: str, done: float, total: float) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            console.print(f"sprat: {stage} …", markup=False)
+    A stage ends when all of it is done, or when another begins; what is begun again gets its lines again.
+    """
 
-    return progress
+    #: Seconds between two lines of one stage.
+    EVERY = 15.0
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        """`write` takes a line without its end; `clock` gives seconds."""
+        self._write, self._clock = write, clock
+        self._stage: str | None = None
+        self._ended = True
+
+    def __call__(self, stage: str, done: float, total: float) -> None:
+        now = self._clock()
+        if self._stage == stage and self._ended and done >= total:
+            return
+        if self._stage != stage or self._ended or done < self._done:
+            self.end()
+            self._stage, self._ended = stage, False
+            self._began, self._said, self._first = now, now, done
+            self._write(f"{stage} …")
+        self._done = done
+        if done >= total:
+            self.end()
+        elif now - self._said >= self.EVERY:
+            self._said = now
+            made = done - self._first
+            left = f", {(now - self._began) * (total - done) / made:.0f} s left" if made else ""
+            self._write(f"{stage}: {100 * done / total:.0f} %{left}")
+
+    def end(self) -> None:
+        """Say how long the stage under way took, if there is one."""
+        if not self._ended:
+            self._ended = True
+            self._write(f"{self._stage}: {self._clock() - self._began:.1f} s")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
