@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CONFIGS, contexts, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from families import CONFIGS, contexts, tiny_model
 from sprat.errors import StatisticsError
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import PROBES, SKIP, GroupStatistics, HeadStatistics, measure

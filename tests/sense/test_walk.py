@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import CONFIGS, contexts, tiny_model
 
+from families import CONFIGS, contexts, tiny_model
 from sprat.sense.walk import Walk, batches
 from sprat.source.maps import decoder_layers
 
