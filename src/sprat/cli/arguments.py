@@ -95,7 +95,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="a Hugging Face folder or hub id, a GGUF file, or the name of an installed model "
-        "package (smollm2-135m)",
+        "package (smollm2-135m, gemma3-270m)",
     )
 
 

