@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import lzma
+import struct
 import subprocess
 import sys
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,84 @@ def test_comes_back_equal_in_order_and_behaviour(case):
         a, b = (Tokenizer.from_str(f["tokenizer.json"].decode()) for f in (files, back))
         assert a.encode(TEXT[0]).ids == b.encode(TEXT[0]).ids
     assert len(packed) <= len(pack_plain(files))
+
+
+def read_by_the_page(data: bytes) -> dict[str, bytes]:
+    """A reader written from docs/format.md alone, for good files."""
+    at = 1
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def blob() -> bytes:
+        nonlocal at
+        raw, packed = varint(), varint()
+        at += packed
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 24}]
+        found = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters).decompress(data[at - packed : at])
+        assert len(found) == raw
+        return found
+
+    def numbers(folded: bool = True) -> list[int]:
+        nonlocal at
+        count, w, layout = varint(), data[at], data[at + 1]
+        at += 2
+        raw = blob()
+        rows = [raw[i::count] if layout else raw[i * w : (i + 1) * w] for i in range(count)]
+        values = [int.from_bytes(row, "little") for row in rows]
+        return [(v >> 1) ^ -(v & 1) for v in values] if folded and w == 8 else values
+
+    def strings() -> list[str]:
+        return blob().decode("utf-8", "surrogatepass").split("\0")[:-1]
+
+    directory, body = json.loads(blob()), blob()
+    files, start = {}, 0
+    for name, size, method in directory:
+        files[name] = body[start : start + size]
+        start += size
+        if not method:
+            continue
+        value = json.loads(files[name])
+        model = value["model"]
+        if method == "scores":
+            tokens, bits = strings(), numbers(folded=False)
+            kinds = ("<I", "<f") if max(bits) < 1 << 32 else ("<Q", "<d")
+            scores = [struct.unpack(kinds[1], struct.pack(kinds[0], b))[0] for b in bits]
+            model["vocab"] = [[t, s] for t, s in zip(tokens, scores, strict=True)]
+        else:
+            literals = strings()
+            places, ids = list(accumulate(numbers())), list(accumulate(numbers()))
+            order, left, right = numbers(), numbers(), numbers()
+            count = model["vocab"]
+            token = dict(zip(places, literals, strict=True))
+            seen = set(literals)
+            for l, r in zip(left, right, strict=True):
+                t = token[l] + token[r]
+                if t not in seen:
+                    seen.add(t)
+                    token[next(i for i in range(count) if i not in token)] = t
+            model["vocab"] = {token[i]: (ids or range(count))[i] for i in order or range(count)}
+            if "merges" in model:
+                pairs = [[token[l], token[r]] for l, r in zip(left, right, strict=True)]
+                model["merges"] = [" ".join(p) for p in pairs] if model["merges"] == "spaced" else pairs
+        files[name] = json.dumps(value).encode("utf-8", "surrogatepass")
+    assert at == len(data)
+    return files
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reader_written_from_the_page_agrees(case):
+    value = CASES[case]()
+    found = read_by_the_page(pack({"a.txt": b"no json", "tokenizer.json": json.dumps(value).encode()}))
+    assert found["a.txt"] == b"no json"
+    assert json.dumps(json.loads(found["tokenizer.json"])) == json.dumps(value)
 
 
 def pack_plain(files):
