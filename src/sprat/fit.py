@@ -41,6 +41,8 @@ class FitResult:
     predicted_kl: float
     measured_kl: float
     """On calibration text that the statistics never saw."""
+    unhealed_kl: float
+    """The same before healing; equal where healing was off, or did not help and was not kept."""
     seconds: dict[str, float]
     warnings: list[str]
     ledger: Ledger
@@ -92,7 +94,11 @@ def fit(
     while True:
         with job.stage("rounding"):
             fitted = search.search(
-                size, spreads, bool(job.recipe.trellis), overhead, lambda level: jobs.build(job, level)
+                size - jobs.reserve(job),
+                spreads,
+                bool(job.recipe.trellis),
+                overhead,
+                lambda level: jobs.build(job, level),
             )
         predicted = predict.predicted_kl(spreads, fitted.level, bool(job.recipe.trellis))
         with job.stage("check"):
@@ -103,6 +109,9 @@ def fit(
             break
         _repair(job, attempt, predicted, measured)
         attempt += 1
+    unhealed = measured
+    if job.recipe.heal:
+        fitted, measured = _heal(job, fitted, measured, size)
     _note_distrust(job, fitted.rounded.ratios)
     if fitted.file.nbytes < search.LEAST * size:
         job.warnings.append(
@@ -117,6 +126,7 @@ def fit(
         8 * fitted.file.nbytes / job.weights,
         predicted,
         measured,
+        unhealed,
         job.seconds,
         job.warnings,
         ledger,
@@ -143,11 +153,21 @@ def plan(
     rows = []
     for size in sizes:
         search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
-        level = search.level_for(search.AIM * size, spreads, trellis, overhead)
-        nbytes = overhead + round(predict.predicted_bits(spreads, level, trellis) / 8)
+        level = search.level_for(search.AIM * size, spreads, trellis, overhead + jobs.reserve(job))
+        nbytes = overhead + jobs.reserve(job) + round(predict.predicted_bits(spreads, level, trellis) / 8)
         kl = predict.predicted_kl(spreads, level, trellis)
         rows.append(PlanRow(size, nbytes, kl, 8 * nbytes / job.weights, level))
     return rows
+
+
+def _heal(job: Job, fitted: search.Fitted, before: float, size: int) -> tuple[search.Fitted, float]:
+    """What healing gave and its held-out KL, or what it was given where that is better."""
+    with job.stage("healing"):
+        healed = jobs.healed(job, fitted)
+        after = held_out_kl(job.source.model, healed.rounded.entries, job.held_out)
+    if after < before and healed.file.nbytes <= size:
+        return healed, after
+    return fitted, before
 
 
 def _repair(job: Job, attempt: int, predicted: float, measured: float) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,11 @@ from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
+from sprat.level.check import rebuilt
+from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
+from sprat.methods.heal import heal
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -188,6 +191,32 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     return rounded, _assemble(job, entries, tables, level)
 
 
+def healed(job: Job, fitted: Fitted) -> Fitted:
+    """`fitted` with its scales trained towards the original; the embedding's stay: few of its rows are seen."""
+    recipe, entries = job.recipe, fitted.rounded.entries
+    layers = [name for name in entries if name not in job.targets.embedding_names()]
+    learning = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
+    original = job.source.model
+    new = heal(
+        original,
+        rebuilt(original, entries),
+        entries,
+        layers,
+        learning,
+        recipe.heal,
+        recipe.heal_rate,
+        progress=job.progress,
+    )
+    rounded = replace(fitted.rounded, entries=new)
+    tables = entropy.Tables.from_counts(rounded.counts)
+    return Fitted(fitted.level, rounded, _assemble(job, {**job.targets.dense(), **new}, tables, fitted.level))
+
+
+def reserve(job: Job) -> int:
+    """Bytes that healing may add: scales that have moved cost a little more."""
+    return job.targets.vectors(embeddings=False) // 32 if job.recipe.heal else 0
+
+
 def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None, level: float) -> Assembled:
     source = job.source
     return container.assemble(
@@ -202,7 +231,7 @@ def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None
 
 
 def overhead(job: Job) -> int:
-    """Bytes of the file that no level changes: tokenizer, header, norms, and about seven bits a row and a column."""
+    """Bytes of the file that no level changes: tokenizer, header, norms, and and their scales and classes."""
     fixed = _assemble(job, job.targets.dense(), None, 0.0).nbytes
     return fixed + job.targets.vectors() * 7 // 8 + 4096
 
@@ -211,4 +240,5 @@ def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
     """The smallest budget that works: what is left when nearly every weight is zero."""
     return round(
         (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01
+        + reserve(job)
     )

@@ -43,14 +43,18 @@ class Recipe:
     """States of the trellis (dependent quantization): 4 or 8; 0 for a plain lattice."""
     block: int = 64
     """Columns that are rounded before their error reaches the rest, at most 128."""
-    scale_resolution: int = 8
-    """Steps an octave of the row and column scales."""
+    scale_resolution: int = 32
+    """Steps an octave of the row and column scales: healing moves them by a few percent; 8 are enough without it."""
     sequential: bool = False
     """Correct each layer for the error of the layers already rounded, on the inputs that those leave it."""
     sequential_tokens: int = 8192
     """Tokens for that correction."""
     sequential_strength: float = 1.0
     """Share of the least-squares correction that is applied."""
+    heal: int = 48
+    """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
+    heal_rate: float = 0.002
+    """Rate of Adam in healing, in nats of a scale a step."""
     dense_type: str = "bf16"
     """How norms and biases are stored: "bf16", "f16" or "f32"."""
 
@@ -74,6 +78,8 @@ class Recipe:
             ("scale_resolution", 1 <= self.scale_resolution <= 256, "1 to 256"),
             ("sequential_tokens", self.sequential_tokens >= 0, "0 or more"),
             ("sequential_strength", 0 <= self.sequential_strength <= 1, "0 to 1"),
+            ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
+            ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
             ("dense_type", self.dense_type in ("bf16", "f16", "f32"), '"bf16", "f16" or "f32"'),
         ]
         for name, fine, allowed in rules:

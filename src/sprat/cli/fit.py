@@ -48,8 +48,10 @@ def execute(arguments: argparse.Namespace) -> None:
         ("rate", f"{result.bits_per_weight:.3f} bits a weight, everything counted"),
         ("predicted KL", f"{result.predicted_kl:.4f} nats a token"),
     ]
-    if result.measured_kl is not None:
-        rows.append(("measured KL", f"{result.measured_kl:.4f} nats a token, on calibration text held out"))
+    healed = f" ({result.unhealed_kl:.4f} before healing)" if result.unhealed_kl > result.measured_kl else ""
+    rows.append(
+        ("measured KL", f"{result.measured_kl:.4f} nats a token, on calibration text held out{healed}")
+    )
     stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
     rows.append(("time", f"{sum(result.seconds.values()):.0f} s ({stages})"))
     for name, value in rows:

@@ -96,10 +96,16 @@ class Targets:
         short = name.removesuffix(".weight")
         return Target(short, (name,), (len(w),), False, w, h, g, none, found.tokens, None)
 
-    def vectors(self) -> int:
-        """Rows and columns of all targets: the scales and classes that a file keeps."""
+    def embedding_names(self) -> frozenset[str]:
+        """Names of what `embeddings` gives."""
+        return frozenset(n.removesuffix(".weight") for n in (self.head.input_name, self.head.output_name))
+
+    def vectors(self, embeddings: bool = True) -> int:
+        """Rows and columns of all targets, or of the layers': the scales and classes that a file keeps."""
         stacked = sum(sum(m.shape[0] for m in g.maps) + g.width for gs in self.by_layer.values() for g in gs)
         ends = {self.head.input_name: self.head.input, self.head.output_name: self.head.output}
+        if not embeddings:
+            return stacked
         return stacked + sum(sum(module.weight.shape) for module in ends.values())  # type: ignore[arg-type]
 
     def layers(self) -> range:
