@@ -115,14 +115,11 @@ def _rows(options: argparse.Namespace) -> list[work.Row]:
         raise SpratError(f"--calibrations {', '.join(sorted(strange))}: known are {', '.join(texts.KINDS)}")
     rows = work.sprat_rows(options.budgets.split(","), calibrations)
     rows += work.peer_rows() + work.ablation_rows(options.ablation_budget, options.tokens)
-    base = work.sprat_rows([options.ablation_budget], ["self"])[0]
-    if all(row.name != base.name for row in rows):
-        rows.insert(0, base)
     if options.quick:
-        rows = work.quick(rows, base.name)
+        rows = work.quick(rows, work.base_name(options.ablation_budget))
     patterns = options.rows.split(",")
     rows = [r for r in rows if any(fnmatch.fnmatch(r.name, p) for p in patterns)]
-    return [r for r in rows if r.section in sections or ("ablations" in sections and r.name == base.name)]
+    return [r for r in rows if r.section in sections]
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -124,7 +124,13 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     if not found or base is None:
         return ""
     lines = [
-        ["all on (the default)", _bytes(base["bytes"]), _interval(base["kl"]), _share(base["same_top"]), "1"]
+        [
+            "all parts on, healing off",
+            _bytes(base["bytes"]),
+            _interval(base["kl"]),
+            _share(base["same_top"]),
+            "1",
+        ]
     ]
     budget = base["settings"]["budget"]
     for r in rows.values():

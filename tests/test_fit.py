@@ -110,8 +110,8 @@ def test_kl_falls_with_the_budget_and_was_foreseen(files, tiny):
         found.append(proof.metrics.kl.value)
         assert np.isfinite(files[budget].measured_kl)
         # The check runs in bfloat16 where that is fast: its own noise is about 1e-4 here.
-        assert files[budget].predicted_kl < files[budget].measured_kl + 1e-4
-        assert files[budget].measured_kl < 4 * files[budget].predicted_kl + 1e-3
+        assert files[budget].predicted_kl < 1.2 * files[budget].unhealed_kl + 1e-4
+        assert files[budget].measured_kl <= files[budget].unhealed_kl < 4 * files[budget].predicted_kl + 1e-3
     assert 0 < found[2] < found[1] / 3 < found[0] / 9 < 0.05
 
 
@@ -233,8 +233,8 @@ def test_a_fit_far_worse_than_predicted_is_mended_and_says_so(tiny, tmp_path, mo
     assert len(calls) == 3  # the lie, the repaired fit, the same healed
     assert len(result.warnings) == 1
     assert "held-out KL 3.000" in result.warnings[0]
-    assert "fitted again with shrinkage 8" in result.warnings[0]
-    assert sprat.open(result.path).recipe["shrinkage"] == 8
+    assert "fitted again with shrinkage 24" in result.warnings[0]
+    assert sprat.open(result.path).recipe["shrinkage"] == 24
     assert result.nbytes <= 28_832
 
 

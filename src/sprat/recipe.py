@@ -23,7 +23,7 @@ class Recipe:
     """Calibration tokens; 0 chooses by the widest input (8 x, at least 16,384, at most 65,536)."""
     held_out: int = 4
     """Contexts kept back from the statistics, to check predicted against real damage."""
-    shrinkage: float = 1.0
+    shrinkage: float = 3.0
     """Strength of the shrinkage of H towards its diagonal (sense/shrink.py)."""
     row_floor: float = 0.05
     """Row weights are at least this share of their mean: few tokens say little of rarely active outputs."""
@@ -37,7 +37,7 @@ class Recipe:
     """Feed each column's error into the columns not yet rounded (GPTQ); off: plain rounding."""
     order: str = "natural"
     """Order of the columns: "natural", or "descending" by variance (GPTQ's act-order; only without a trellis)."""
-    rate_weight: float = 1.0
+    rate_weight: float = 0.2
     """Weight of the bits in the rounding decision; 1 is the slope of the rate-distortion curve, 0 plain nearest."""
     trellis: int = 4
     """States of the trellis (dependent quantization): 4 or 8; 0 for a plain lattice."""
