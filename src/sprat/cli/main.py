@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import export, fit, inspect, plan, prove, run
+from sprat.cli import chat, export, fit, inspect, plan, prove, run, serve
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 
@@ -19,6 +19,8 @@ VERBS: dict[str, ModuleType] = {
     "plan": plan,
     "inspect": inspect,
     "run": run,
+    "chat": chat,
+    "serve": serve,
     "prove": prove,
     "export": export,
 }
