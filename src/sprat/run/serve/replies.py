@@ -97,9 +97,10 @@ class Reply:
         name = self.tokenizer.token_text
         if not self.chat:
             return {
-                "tokens": [name(x.token) for x in found],
+                "tokens": [self._key(x.token) for x in found],
                 "token_logprobs": [x.logprob for x in found],
-                "top_logprobs": [{name(token): value for token, value in x.top} for x in found],
+                # Of two tokens that are written alike the likelier stays.
+                "top_logprobs": [{self._key(t): value for t, value in reversed(x.top)} for x in found],
                 "text_offset": [x.offset for x in found],
             }
 
@@ -112,3 +113,10 @@ class Reply:
 
         content = [one(x.token, x.logprob) | {"top_logprobs": [one(*t) for t in x.top]} for x in found]
         return {"content": content, "refusal": None}
+
+    def _key(self, token: int) -> str:
+        """A token as completions name it: parts of a character by their bytes."""
+        text = self.tokenizer.token_text(token)
+        if "�" not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.tokenizer.token_bytes(token))
