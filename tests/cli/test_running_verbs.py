@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import toy_engine
 from sprat.cli.main import main
 from toy_engine import ToyEngine
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import openai
 import pytest
-from serving import serving
 
 import sprat
+from serving import serving
 from sprat.run.generate import generate
 from sprat.run.sampling import Sampler, Sampling, log_softmax
 from sprat.run.tokenizer import open_tokenizer
@@ -97,7 +97,10 @@ def test_a_stream_is_the_answer_in_pieces(server):
     )
     assert parts[0].choices[0].delta.role == "assistant"
     assert len(parts) > 5
-    assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == whole.choices[0].message.content
+    assert (
+        "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
+        == whole.choices[0].message.content
+    )
     assert [p.choices[0].finish_reason for p in parts if p.choices][-1] == whole.choices[0].finish_reason
     assert [p.usage for p in parts[:-1]] == [None] * (len(parts) - 1)
     assert parts[-1].choices == []
@@ -216,7 +219,9 @@ def test_penalties_and_bias_reach_the_sampler(server, tokenizer):
 
 def test_the_next_turn_of_a_chat_reads_only_what_is_new(server):
     options = {"model": "tiny", "max_tokens": 6, "temperature": 0}
-    question = [{"role": "user", "content": "the small bird sang in the old tree and the dog ate the big fish"}]
+    question = [
+        {"role": "user", "content": "the small bird sang in the old tree and the dog ate the big fish"}
+    ]
     first = server.openai.chat.completions.create(messages=question, **options)
     said = [*question, {"role": "assistant", "content": first.choices[0].message.content}]
     second = server.openai.chat.completions.create(
@@ -243,7 +248,9 @@ def test_a_text_may_fill_the_context_and_no_more(server, tokenizer):
     room = server.openai.completions.create(model="tiny", prompt=[9] * 250, max_tokens=100, temperature=0,
                                             logit_bias={"0": -100})  # fmt: skip
     assert (room.usage.completion_tokens, room.choices[0].finish_reason) == (6, "length")
-    with pytest.raises(openai.BadRequestError, match="the text has 256 tokens; the context holds 256") as error:
+    with pytest.raises(
+        openai.BadRequestError, match="the text has 256 tokens; the context holds 256"
+    ) as error:
         server.openai.completions.create(model="tiny", prompt=[9] * 256)
     assert error.value.code == "context_length_exceeded"
 

@@ -82,10 +82,12 @@ def measure(
         engine, to_open, to_first = _open(file, threads, context, kind)
         opened.append(to_open)
         first.append(to_first)
+        if engine.context < PROMPT + 2:
+            raise RequestError(
+                f"a context of {engine.context} tokens is too short to measure with", "context"
+            )
         progress("measuring", i + 1, total)
     assert engine is not None
-    if engine.context < PROMPT + 2:
-        raise RequestError(f"a context of {engine.context} tokens is too short to measure with", "context")
     length = min(PREFILL, engine.context - 1)
     written = min(WRITTEN, engine.context - PROMPT - 1)
     prefill, decode = [], []

@@ -25,7 +25,11 @@ class Limits:
     max_tokens: int | None  #: tokens of an answer; None: as the context goes
     choices: int  #: texts that one request may ask for
     seconds: float  #: from the request's arrival to its end
-    body: int = 4 << 20  #: bytes of a request
+
+    @property
+    def body(self) -> int:
+        """Bytes of a request: more than a text that fits can have. Reading a text takes a hundred times its size."""
+        return (256 << 10) + 64 * self.context
 
 
 def choices(asked: Request, tokenizer: TextTokenizer, vocabulary: int, limits: Limits) -> list[Choice]:

@@ -167,17 +167,19 @@ def parse(kind: type[R], body: Any) -> R:
 
 
 def _refusal(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
-    """The first complaint. Of alternatives (a text or a list), those that the value is not meant for say nothing."""
+    """The complaint that lies deepest: of alternatives (a text or a list), it is of the one that was meant."""
     complaints = error.errors(include_url=False, include_context=False)
-    value = body.get(str(complaints[0]["loc"][0])) if complaints[0]["loc"] else None
-    fitting = [c for c in complaints if c["type"] not in ("string_type", "list_type")] or complaints
-    first = fitting[0] if isinstance(value, list | dict) else complaints[0]
-    names = [
-        str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _INNER))
-    ]
-    place = ".".join(names)[:100] or None
-    return invalid(f"{place or 'the body'}: {first['msg']}", place)
+    place = complaints[0]["loc"]
+    if place and isinstance(body.get(str(place[0])), list | dict):
+        chosen = max(complaints, key=lambda c: (len(c["loc"]), c["type"] not in ("string_type", "list_type")))
+    else:
+        chosen = complaints[0]
+    # In between pydantic names the alternatives: no part of what the client wrote.
+    first, *inner = chosen["loc"] or ("the body",)
+    names = [str(first), *(str(part) for part in inner if isinstance(part, int) or part in _WRITTEN)]
+    shown = ".".join(names)[:100]
+    return invalid(f"{shown}: {chosen['msg']}", shown if chosen["loc"] else None)
 
 
-#: Names that pydantic gives alternatives in a union; no part of what the client wrote.
-_INNER = {"str", "list", "int", "constrained-str"}
+#: The names of fields within fields.
+_WRITTEN = {*StreamOptions.model_fields, *ChatMessage.model_fields, *TextPart.model_fields}

@@ -106,7 +106,7 @@ def build(
         artifact.path.stem,
         int(artifact.path.stat().st_mtime),
         tokenizer,
-        min(engine.vocabulary, _tokens(tokenizer)),
+        engine.vocabulary,
     )
     scheduler = Scheduler(
         engine,
@@ -148,8 +148,3 @@ def serve(
             scheduler.close()
     finally:
         bound.close()
-
-
-def _tokens(tokenizer: object) -> int:
-    """Ids that the tokenizer knows; a model's table may have more rows."""
-    return tokenizer.backend.get_vocab_size(with_added_tokens=True)  # type: ignore[attr-defined]
