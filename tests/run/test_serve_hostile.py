@@ -214,6 +214,16 @@ def test_a_client_that_leaves_stops_the_computing(artifact, stream):
         assert engine.tokens == seen < 1000
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_news(artifact, capfd):
+    with serving(artifact, ToyEngine()) as server:
+        head = f"POST {COMPLETE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as raw:
+            raw.sendall(head + b'{"prompt')
+            time.sleep(0.1)
+        assert server.post({"prompt": "x"}).status_code == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_a_closing_server_ends_what_runs(artifact):
     engine = ToyEngine(context=100_000, delay=0.005, never=[0])
     with serving(artifact, engine) as server:

@@ -6,6 +6,8 @@ writing   tokens of a choice become text: stop strings, log-probabilities
 scheduler one thread owns the engine and writes all choices side by side
 sessions  the caches of texts, kept a while for what follows
 replies   what is sent back
+stream    news of a choice become an answer, whole or in parts
+body      a request's JSON, with limits
 app       the routes
 guard     who may call
 server    the socket and the life of the process
