@@ -120,7 +120,10 @@ def test_run_and_chat_take_the_settings_of_sampling(chat, tiny, capfd, toy):
     [
         (["chat", "absent.sprat"], "cannot open absent.sprat"),
         (["chat", "{file}", "--engine", "troch"], "unknown engine 'troch' (did you mean 'torch'?)"),
-        (["chat", "{file}", "--context", "100000"], "context must lie between 1 and 256"),
+        (
+            ["chat", "{file}", "--engine", "torch", "--context", "100000"],
+            "context must lie between 1 and 256",
+        ),
         (["chat", "{file}", "--top-k", "-1"], "top-k must be 0"),
         (["run", "{file}", "p", "--min-p", "2"], "min-p must lie between 0 and 1"),
         (["run", "{file}", "p", "--repetition-penalty", "0"], "repetition penalty must lie"),

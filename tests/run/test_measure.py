@@ -41,9 +41,11 @@ def test_speeds_are_those_of_the_engine(toy, tiny):
 def test_the_engines_own_figures_are_used_where_it_has_them(toy, tiny):
     toy.measure_bandwidth = lambda nbytes: 5e9
     toy.bytes_per_token = None
+    toy.resident = {"layout": 5}
     found, _ = measure(tiny.file, runs=1)
     assert found.bandwidth_bytes_per_second == 5e9
     assert found.bandwidth_share is None
+    assert found.engine_bytes == {"layout": 5}
     assert found.to_json()["schema"] == "sprat.bench/1"
 
 

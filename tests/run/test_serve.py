@@ -64,7 +64,14 @@ def test_models(server, tiny):
 
 def test_a_chat_answers_as_run_does(server, artifact):
     for seed in (1, 2):
-        expected = generate(artifact, "the cat sat", 12, Sampling(temperature=0.9, seed=seed), chat=True)
+        expected = generate(
+            artifact,
+            "the cat sat",
+            12,
+            Sampling(temperature=0.9, seed=seed),
+            chat=True,
+            engine=TorchEngine(artifact),
+        )
         reply = server.openai.chat.completions.create(
             model="tiny", messages=CHAT, max_completion_tokens=12, temperature=0.9, seed=seed
         )
@@ -75,7 +82,9 @@ def test_a_chat_answers_as_run_does(server, artifact):
 
 def test_a_completion_continues(server, artifact):
     reply = server.openai.completions.create(model="tiny", prompt="the cat sat", max_tokens=9, temperature=0)
-    assert reply.choices[0].text == "".join(generate(artifact, "the cat sat", 9, chat=False))
+    assert reply.choices[0].text == "".join(
+        generate(artifact, "the cat sat", 9, chat=False, engine=TorchEngine(artifact))
+    )
     assert reply.object == "text_completion"
 
 

@@ -51,7 +51,8 @@ class Measurement:
     bandwidth_bytes_per_second: float
     bandwidth_share: float | None  #: bytes a token x tokens a second / bandwidth
     bandwidth_array_bytes: int
-    resident_bytes: int  #: of the whole process, the file open and a session at work
+    resident_bytes: int  #: of the whole process, the file open for the first time and a session at work
+    engine_bytes: dict[str, int] | None  #: what of it the engine counts as its own, where it does
     spread: dict[str, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -76,10 +77,12 @@ def measure(
     opened: list[float] = []
     first: list[float] = []
     engine: Engine | None = None
+    resident: tuple[int, dict[str, int] | None] | None = None
     for i in range(OPENS):
         engine = None  # the one before makes room
         gc.collect()
-        engine, to_open, to_first = _open(file, threads, context, kind)
+        engine, to_open, to_first, now = _open(file, threads, context, kind)
+        resident = resident or now  # what later ones leave behind is not the file's
         opened.append(to_open)
         first.append(to_first)
         if engine.context < PROMPT + 2:
@@ -87,7 +90,7 @@ def measure(
                 f"a context of {engine.context} tokens is too short to measure with", "context"
             )
         progress("measuring", i + 1, total)
-    assert engine is not None
+    assert engine is not None and resident is not None
     length = min(PREFILL, engine.context - 1)
     written = min(WRITTEN, engine.context - PROMPT - 1)
     prefill, decode = [], []
@@ -96,7 +99,6 @@ def measure(
         progress("measuring", OPENS + 2 * i + 1, total)
         decode.append(written / _decode(engine, written))
         progress("measuring", OPENS + 2 * i + 2, total)
-    resident = resident_bytes()
     used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
     bandwidth, streamed = _bandwidth(engine, used)
     progress("measuring", total, total)
@@ -118,7 +120,8 @@ def measure(
         bandwidth_bytes_per_second=bandwidth,
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
         bandwidth_array_bytes=streamed,
-        resident_bytes=resident,
+        resident_bytes=resident[0],
+        engine_bytes=resident[1],
         spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},
     )
     return made, engine
@@ -157,8 +160,8 @@ def resident_bytes() -> int:
 
 def _open(
     file: str | Path, threads: int | None, context: int | None, kind: str
-) -> tuple[Engine, float, float]:
-    """The engine, seconds until it was open, and until the first token was there."""
+) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
+    """The engine, seconds until it was open, until the first token was there, and the memory by then."""
     from sprat.coding.container import open as open_artifact
     from sprat.run.tokenizer import open_tokenizer
 
@@ -170,8 +173,10 @@ def _open(
     session = engine.session()
     int(engine.step([session], [ids])[0].argmax())
     to_first = time.perf_counter() - started
+    own = getattr(engine, "resident", None)
+    memory = resident_bytes(), None if own is None else dict(own)
     session.close()
-    return engine, to_open, to_first
+    return engine, to_open, to_first, memory
 
 
 def _prefill(engine: Engine, length: int) -> float:
