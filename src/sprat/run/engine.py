@@ -39,8 +39,8 @@ class Engine(Protocol):
     """A model that computes, shared by any number of sessions. Used by one thread at a time.
 
     What `sprat bench` tells besides speeds it reads off attributes that an engine may have: `threads`, `kernel` (the
-    name of its inner loop), `bytes_per_token` (weights that a decoded token reads), `resident` (bytes that it holds, by
-    what they are) and `measure_bandwidth(nbytes)` (bytes a second that its own threads read from an array of that size).
+    name of its inner loop), `bytes_per_token` (weights that a decoded token reads), `resident` (bytes that it holds,
+    by what they are) and `measure_bandwidth(nbytes)` (bytes a second that its own threads read from such an array).
     """
 
     name: str  #: "native" or "torch"

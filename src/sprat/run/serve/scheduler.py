@@ -49,6 +49,7 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     reused: int = 0  #: tokens of the prompt that a kept session held already
     session: Session | None = None
+    entered: float = 0.0  #: when it left the queue, in `time.monotonic`
 
 
 @dataclass(eq=False)
@@ -86,8 +87,7 @@ class Scheduler:
         self._queued = 0
         self._reading: list[tuple[Job, Choice]] = []
         self._writing: list[tuple[Job, Choice]] = []
-        self._pace = 1.0  # seconds between two choices that end, lately
-        self._last_end = time.monotonic()
+        self._pace = 1.0  # seconds that a choice took, lately
         self._thread = threading.Thread(target=self._run, name="sprat-scheduler", daemon=True)
         self._thread.start()
 
@@ -116,7 +116,7 @@ class Scheduler:
             # What the next round lets in does not wait.
             room = self.queue + max(0, self.limit - self.running)
             if self._queued + len(job.choices) > room:
-                raise busy(self._pace * (self._queued + 1))
+                raise busy(self._pace * (self._queued + 1) / self.limit)
             self._waiting.setdefault(job.client, deque()).extend((job, choice) for choice in job.choices)
             self._queued += len(job.choices)
             self._changed.notify()
@@ -171,6 +171,7 @@ class Scheduler:
             except (MemoryError, SpratError) as error:
                 self._fail(job, choice, ApiError(503, f"no room for another text: {error}", code="no_room"))
                 continue
+            choice.entered = time.monotonic()
             self._reading.append((job, choice))
 
     def _sweep(self) -> None:
@@ -249,9 +250,7 @@ class Scheduler:
             piece = Piece(piece.text + rest.text, piece.logprobs + rest.logprobs)
             finish = "stop" if choice.writer.stopped else finish
         self._leave(job, choice)
-        now = time.monotonic()
-        self._pace += 0.1 * (now - self._last_end - self._pace)
-        self._last_end = now
+        self._pace += 0.1 * (time.monotonic() - choice.entered - self._pace)
         job.news(Event(choice.index, piece, finish))
 
     def _leave(self, job: Job, choice: Choice, keep: bool = True) -> None:
