@@ -175,7 +175,7 @@ def test_characters_come_whole(tiny):
     ],
 )
 def test_settings_outside_their_range_are_refused(tiny, options, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(SpratError, match=message):
         list(generate(sprat.open(tiny.file), **({"prompt": "the"} | options)))
 
 
