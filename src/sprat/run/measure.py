@@ -127,7 +127,7 @@ def measure(
     return made, engine
 
 
-def read_bandwidth(threads: int, nbytes: int = ARRAY_BYTES, runs: int = 5) -> float:
+def read_bandwidth(threads: int, nbytes: int, runs: int = 5) -> float:
     """Bytes a second that `threads` threads read from one array: the best of several runs, in numpy's two
     fastest reductions."""
     array = np.ones(nbytes // 8, np.int64)
@@ -211,4 +211,4 @@ def _bandwidth(engine: Engine, threads: int) -> tuple[float, int]:
     own = getattr(engine, "measure_bandwidth", None)
     if own is not None:
         return float(own(ARRAY_BYTES)), ARRAY_BYTES
-    return read_bandwidth(threads), ARRAY_BYTES
+    return read_bandwidth(threads, ARRAY_BYTES), ARRAY_BYTES

@@ -111,16 +111,13 @@ def distribution(logits: np.ndarray, settings: Sampling) -> tuple[np.ndarray, np
 
     The mass is float64 and not normalised to 1: its sum is what was kept of it.
     """
-    scaled = (logits.astype(np.float64) - logits.max()) / settings.temperature
-    if 0 < settings.top_k < len(scaled):
-        ids = largest(scaled, settings.top_k)
-        mass = np.exp(scaled[ids])
-        mass /= mass.sum()
-    else:
-        mass = np.exp(scaled)
-        mass /= mass.sum()
-        if settings.top_p == 1 and settings.min_p == 0:
-            return np.arange(len(mass)), mass
+    top, cut = float(logits.max()), 0 < settings.top_k < len(logits)
+    ids = largest(logits, settings.top_k) if cut else np.arange(len(logits))
+    mass = np.exp(((logits[ids] if cut else logits).astype(np.float64) - top) / settings.temperature)
+    mass /= mass.sum()
+    if settings.top_p == 1 and settings.min_p == 0:
+        return ids, mass
+    if not cut:
         ids = _head(mass, settings.top_p, settings.min_p)
         mass = mass[ids]
     # Rounding must not cost the last token of a top-p that the sum just reaches.
