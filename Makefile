@@ -45,7 +45,7 @@ $(VENV)/.packages: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.built: $(NATIVE) $(VENV)/.packages
 	@echo "building sprat"
-	@$(PIP) --no-build-isolation -e '.[fit]'
+	@$(PIP) --no-build-isolation -e '.[fit,serve]'
 	@touch $@
 
 demo: $(VENV)/.built

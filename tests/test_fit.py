@@ -20,7 +20,8 @@ import sprat
 from sprat.cli.main import main
 from sprat.errors import BudgetError, SourceError, StatisticsError
 from sprat.recipe import Recipe
-from sprat.run.model import TorchEngine, to_torch
+from sprat.run.model import to_torch
+from sprat.run.torch_engine import TorchEngine
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import GroupStatistics
 from sprat.sense.walk import Walk
@@ -129,7 +130,7 @@ def test_the_export_computes_what_run_computes(files, tmp_path):
     with torch.no_grad():
         logits = model(ids).logits
         assert torch.equal(logits, to_torch(artifact)(ids).logits)
-    np.testing.assert_allclose(TorchEngine(artifact).logits(ids[0].tolist()), logits[0, -1], atol=1e-5)
+    np.testing.assert_allclose(TorchEngine(artifact).all_logits(ids[0].tolist()), logits[0], atol=1e-5)
 
 
 def test_plan_foresees_bytes_and_kl_and_writes_nothing(files, tiny, shared):

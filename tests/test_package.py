@@ -49,7 +49,7 @@ import sys
 sys.modules["torch"] = None  # as if it were not installed
 sys.modules["transformers"] = None
 from sprat.cli.main import main
-print(main(["run", {file!r}, "the cat"]))
+print(main(["export", {file!r}, "--to", "hf", "never"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code.format(file=str(tiny.file))], capture_output=True, text=True

@@ -34,6 +34,18 @@ class ProofError(SpratError):
     """Two models cannot be compared in the way that was asked."""
 
 
+class UnsupportedError(SpratError):
+    """An engine cannot compute this model; another one may."""
+
+
+class RequestError(SpratError):
+    """What is asked of a running model is outside what it allows; `setting` names the part that is wrong."""
+
+    def __init__(self, message: str, setting: str | None = None):
+        super().__init__(message)
+        self.setting = setting
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

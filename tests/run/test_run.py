@@ -2,18 +2,20 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sprat
 from sprat.coding.tensors import expand
-from sprat.errors import FormatError, SourceError, SpratError
+from sprat.errors import FormatError, RequestError, SourceError, SpratError
 from sprat.run import export as exporting
-from sprat.run.generate import generate, sample, tokens
-from sprat.run.model import TorchEngine, to_torch
-from sprat.run.tokenizer import from_files, open_tokenizer, render
+from sprat.run.generate import Generation, generate
+from sprat.run.model import to_torch
+from sprat.run.sampling import Sampler, Sampling
+from sprat.run.tokenizer import Pieces, from_files, open_tokenizer, render
+from sprat.run.torch_engine import TorchEngine
+from toy_engine import ToyEngine
 
 IDS = torch.tensor([[5, 60, 130, 290, 7, 9, 300, 41]])
 
@@ -74,45 +76,84 @@ def test_greedy_text_is_what_transformers_writes(tiny, tmp_path):
     ids = tokenizer("the cat", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    found = "".join(generate(artifact, "the cat", max_tokens=20, chat=False))
+    engine = TorchEngine(artifact)
+    found = "".join(generate(artifact, "the cat", max_tokens=20, chat=False, engine=engine))
     assert found == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_the_cache_gives_the_logits_of_the_whole_text(tiny):
+def test_sampling_is_seeded(tiny):
     artifact = sprat.open(tiny.file)
-    engine = TorchEngine(artifact)
-    engine.logits(IDS[0, :5].tolist())
-    for token in IDS[0, 5:].tolist():
-        last = engine.logits([token])
-    with torch.no_grad():
-        np.testing.assert_allclose(last, to_torch(artifact)(IDS).logits[0, -1].numpy(), atol=1e-4)
+
+    def write(seed):
+        sampling = Sampling(temperature=1.0, top_p=0.9, seed=seed)
+        return "".join(generate(artifact, "the cat", max_tokens=12, sampling=sampling, chat=True))
+
+    assert write(1) == write(1) != write(2)
 
 
-def test_sampling_is_seeded_and_stops(tiny):
-    artifact = sprat.open(tiny.file)
-    options = {"max_tokens": 12, "temperature": 1.0, "top_p": 0.9, "chat": True}
-    once, again, other = ("".join(generate(artifact, "the cat", seed=s, **options)) for s in (1, 1, 2))
-    assert once == again != other
-
-
-class Script:
-    """An engine that always favours the next of a list of tokens."""
-
-    def __init__(self, favoured):
-        self.favoured, self.seen = list(favoured), []
-
-    def logits(self, ids):
-        self.seen.append(list(ids))
-        out = np.zeros(320, np.float32)
-        out[self.favoured.pop(0)] = 10
-        return out
+def going(engine, ids=(5, 6), max_tokens=10, **options):
+    session = engine.session()
+    return Generation(engine, session, ids, Sampler(Sampling()), frozenset({0}), max_tokens, **options)
 
 
 def test_an_end_of_text_token_ends_it_and_is_not_shown(tiny):
-    engine = Script([70, 71, 0, 72])
-    assert list(tokens(engine, [5, 6], frozenset({0}), 10, 0.0, 1.0, 0)) == [70, 71]
-    assert engine.seen == [[5, 6], [70], [71]]
+    made = going(ToyEngine(script=[70, 71, 0, 72]))
+    assert list(made) == made.tokens == [70, 71]
+    assert (made.finish, made.read, made.steps, made.session.ids) == ("stop", 2, 2, [5, 6, 70, 71])
+    assert made.tokens_per_second > 0
     assert open_tokenizer(sprat.open(tiny.file)).eos_ids == {0}
+
+
+def test_why_a_generation_ended():
+    cut = going(ToyEngine(script=[70] * 9), max_tokens=3)
+    assert (list(cut), cut.finish) == ([70] * 3, "length")
+    full = going(ToyEngine(context=5, script=[70] * 9))
+    # The last token is written although the session has no room to read it.
+    assert (list(full), full.finish, full.session.length) == ([70] * 4, "context", 5)
+    first = going(ToyEngine(script=[0]))
+    assert (list(first), first.finish, first.tokens_per_second) == ([], "stop", 0.0)
+
+
+def test_a_generation_stops_when_it_is_told_to():
+    engine, asked = ToyEngine(context=2000, script=[70] * 9), iter([False, False, True])
+    made = going(engine, stopped=lambda: next(asked))
+    assert (list(made), made.finish) == ([70, 70], "stopped")
+    early = going(engine, ids=[7] * 1200, stopped=lambda: engine.tokens > 500)
+    engine.tokens = 0
+    assert (list(early), early.finish, early.session.length) == ([], "stopped", 512)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    with pytest.raises(RequestError, match="the text has 5 tokens, and the context holds 5"):
+        going(ToyEngine(context=5), ids=[1] * 5)
+
+
+def test_generate_closes_its_session(tiny):
+    engine = ToyEngine(never=[0])
+    pieces = generate(sprat.open(tiny.file), "the cat", engine=engine)
+    next(pieces)
+    assert engine.open == 1
+    pieces.close()
+    assert engine.open == 0
+
+
+def test_bytes_that_never_become_a_character_are_let_go(tiny):
+    tokenizer = open_tokenizer(sprat.open(tiny.file))
+    broken = tokenizer.encode("🐟", special=False)[:1]
+    pieces, found = Pieces(tokenizer), ""
+    for _ in range(200):
+        found += pieces.push(broken[0])
+        assert len(pieces._window) <= Pieces.FRONT + Pieces.PATIENCE + 1
+    found += pieces.rest()
+    assert set(found) == {"�"}
+
+
+def test_tokens_have_names_and_bytes(tiny):
+    tokenizer = open_tokenizer(sprat.open(tiny.file))
+    ids = tokenizer.encode("the 🐟 sat café", special=False)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "the 🐟 sat café".encode()
+    assert tokenizer.token_text(0) == "<eos>"
+    assert [tokenizer.token_text(i) for i in tokenizer.encode("the cat")] == ["the", " cat"]
 
 
 def test_characters_come_whole(tiny):
@@ -124,30 +165,17 @@ def test_characters_come_whole(tiny):
     assert "".join(tokenizer.stream([], ids[:-1])) == "the 🐟 sat caf�"
 
 
-def test_top_p_keeps_the_fewest_tokens_that_hold_the_mass():
-    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
-    random = np.random.default_rng(0)
-    drawn = [sample(logits, 1.0, 0.7, random) for _ in range(500)]
-    assert set(drawn) == {0, 1}
-    assert 0.55 < drawn.count(0) / 500 < 0.70
-    assert {sample(logits, 1.0, 1.0, random) for _ in range(500)} == {0, 1, 2, 3}
-    assert sample(logits, 0.0, 1.0, random) == 0
-    with pytest.raises(SourceError, match="not finite"):
-        sample(np.array([1.0, np.nan]), 1.0, 1.0, random)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"max_tokens": 0}, "max tokens must be at least 1"),
-        ({"temperature": -1.0}, "temperature must lie between"),
-        ({"temperature": float("nan")}, "temperature must lie between"),
-        ({"top_p": 0.0}, "top-p must be above 0"),
         ({"prompt": "", "chat": False}, "the prompt is empty"),
+        ({"context": 4096}, "context must .* 256"),
+        ({"prompt": "the cat " * 300}, "tokens, and the context holds 256, the answer included"),
     ],
 )
 def test_settings_outside_their_range_are_refused(tiny, options, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SpratError, match=message):
         list(generate(sprat.open(tiny.file), **({"prompt": "the"} | options)))
 
 

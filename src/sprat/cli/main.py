@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import export, fit, inspect, plan, prove, run
+from sprat.cli import bench, chat, export, fit, inspect, plan, prove, run, serve
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 
@@ -19,13 +19,16 @@ VERBS: dict[str, ModuleType] = {
     "plan": plan,
     "inspect": inspect,
     "run": run,
+    "chat": chat,
+    "serve": serve,
+    "bench": bench,
     "prove": prove,
     "export": export,
 }
 
 _EXAMPLES = """examples:
   sprat fit smollm2-135m --budget 50MB -o smol.sprat
-  sprat run smol.sprat "Why is the sky blue?"
+  sprat chat smol.sprat
   sprat prove smol.sprat --against smollm2-135m --text held-out.txt
 
 `sprat VERB --help` tells what a verb takes. SPRAT_DEBUG=1 shows where an error comes from."""

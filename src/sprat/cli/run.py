@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sprat.cli.arguments import add_file, seed, whole
+from sprat.cli import running
+from sprat.cli.arguments import add_file, whole
 
 SUMMARY = "Let a .sprat file write: answer a prompt, or continue it."
 EXAMPLES = """  sprat run smol.sprat "Why is the sky blue?"
@@ -21,21 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=whole, default=256, metavar="N", help="stop after N tokens (default 256)"
     )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0: the likeliest token each time (default)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest tokens that hold P of the mass",
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the drawing (default 0)")
+    running.add_sampling(parser)
+    running.add_engine(parser)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--chat", dest="chat", action="store_true", default=None, help="answer as a chat")
     mode.add_argument(
@@ -50,16 +38,16 @@ def execute(arguments: argparse.Namespace) -> None:
     import sprat
     from sprat.run.generate import generate
 
+    sampling = running.sampling(arguments)
     artifact = sprat.open(arguments.file)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     pieces = generate(
         artifact,
         prompt,
         max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
+        sampling=sampling,
         chat=arguments.chat,
+        engine=running.open_engine(artifact, arguments),
     )
     for piece in pieces:
         sys.stdout.write(piece)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,19 +84,3 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise SpratError(f"unknown dtype {name!r}{nearest(name, DTYPES)}: one of {', '.join(DTYPES)}")
     return getattr(torch, name)
-
-
-class TorchEngine:
-    """`sprat.run.generate.Engine` through torch, with a key-value cache."""
-
-    def __init__(self, artifact: Artifact, dtype: str = "float32"):
-        self.model = to_torch(artifact, dtype)
-        self.cache: Any = None
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            out = self.model(input_ids=torch.tensor([list(ids)]), past_key_values=self.cache, use_cache=True)
-        self.cache = out.past_key_values
-        return out.logits[0, -1].float().numpy()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tokenizers import Tokenizer
@@ -51,23 +53,72 @@ class TextTokenizer:
         return self.encode(text, special=False)
 
     def stream(self, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
-        """The text of `ids` as it comes, each piece as soon as its characters are whole.
-
-        Tokens may hold parts of a character, and spaces depend on what stands before, so a piece is what
-        decoding gains with the last tokens in front of it.
-        """
-        window = list(prompt[-4:])
-        shown = self.decode(window)
+        """The text of `ids` as it comes, each piece as soon as its characters are whole."""
+        pieces = Pieces(self, prompt)
         for token in ids:
-            window.append(token)
-            text = self.decode(window)
-            if len(text) > len(shown) and not text.endswith("�"):
-                yield text[len(shown) :]
-                window = window[-4:]
-                shown = self.decode(window)
-        rest = self.decode(window)
-        if len(rest) > len(shown):
-            yield rest[len(shown) :]
+            if piece := pieces.push(token):
+                yield piece
+        if piece := pieces.rest():
+            yield piece
+
+    def token_text(self, token: int) -> str:
+        """What a token is called where it stands alone (in log-probabilities): special tokens by their name."""
+        name = self.backend.id_to_token(token) or ""
+        if name.startswith("▁"):  # decoding would drop the space before a word
+            return name.replace("▁", " ")
+        return self.backend.decode([token], skip_special_tokens=False) or name
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token; a part of a character is what it is only here."""
+        text = self.token_text(token)
+        if "�" not in text:
+            return text.encode()
+        name = self.backend.id_to_token(token) or ""
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+            return bytes([int(match[1], 16)])
+        letters = _byte_letters()
+        return bytes(letters[c] for c in name) if all(c in letters for c in name) else text.encode()
+
+
+class Pieces:
+    """Tokens in, text out, each piece as soon as its characters are whole.
+
+    Tokens may hold parts of a character, and spaces depend on what stands before, so a piece is what
+    decoding gains with the last tokens in front of it.
+    """
+
+    #: Tokens kept in front. A character has at most 4 bytes: what waits longer is no character, and is let go.
+    FRONT, PATIENCE = 4, 8
+
+    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int] = ()):
+        self._decode = tokenizer.decode
+        self._window = list(prompt[-self.FRONT :])
+        self._shown = self._decode(self._window)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, often none."""
+        self._window.append(token)
+        text = self._decode(self._window)
+        whole = not text.endswith("�") or len(self._window) > self.FRONT + self.PATIENCE
+        if len(text) <= len(self._shown) or not whole:
+            return ""
+        piece = text[len(self._shown) :]
+        self._window = self._window[-self.FRONT :]
+        self._shown = self._decode(self._window)
+        return piece
+
+    def rest(self) -> str:
+        """What is left at the end: a character that never became whole."""
+        return self._decode(self._window)[len(self._shown) :]
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write bytes with (GPT-2, Radford et al. 2019): printable Latin-1
+    characters stand for themselves, the other bytes for U+0100 and on, in order."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:

@@ -1,0 +1,72 @@
+"""What the verbs that run a model share: their arguments, and opening it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sprat.cli import terminal
+from sprat.cli.arguments import seed, whole
+
+if TYPE_CHECKING:
+    from sprat.coding.container import Artifact
+    from sprat.run.engine import Engine
+    from sprat.run.sampling import Sampling
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """How it is computed."""
+    parser.add_argument(
+        "--threads", type=whole, metavar="N", help="threads that compute (default: the engine chooses)"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole,
+        metavar="N",
+        help="tokens of the longest text, the answer included (default: what the model was made for)",
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="KIND",
+        help="native, torch, or auto: native where it serves the model (default)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.0) -> None:
+    """How tokens are drawn; the order is that of `sprat.run.sampling`."""
+
+    def add(name: str, kind: Callable[[str], object], default: object, metavar: str, text: str) -> None:
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
+
+    said = "0: the likeliest token each time"
+    add("--temperature", float, temperature, "T", f"{said} (default {temperature:g})")
+    add("--top-k", int, 0, "K", "draw from the K likeliest tokens (default 0: all)")
+    add("--top-p", float, 1.0, "P", "draw from the likeliest tokens that hold P of the mass (default 1)")
+    add("--min-p", float, 0.0, "P", "draw from tokens with P times the likeliest's mass (default 0: all)")
+    add("--repetition-penalty", float, 1.0, "R", "above 1: tokens that came before count less (default 1)")
+    add("--seed", seed, 0, "N", "seed of the drawing (default 0)")
+
+
+def sampling(arguments: argparse.Namespace) -> Sampling:
+    from sprat.run.sampling import Sampling
+
+    return Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+    )
+
+
+def open_engine(artifact: Artifact, arguments: argparse.Namespace) -> Engine:
+    """The engine that the arguments ask for; a note where the native one could not be had."""
+    from sprat.run import engine
+
+    opened = engine.open_engine(artifact, arguments.threads, arguments.context, arguments.engine)
+    if arguments.engine == "auto" and (reason := engine.why(opened)):
+        terminal.note(f"running through torch, which is slow: {reason}")
+    return opened

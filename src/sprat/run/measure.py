@@ -1,0 +1,214 @@
+"""How fast a file runs here, against how fast this machine can read memory.
+
+Writing a token reads every weight once, so tokens a second times bytes a token, over the bandwidth that a plain
+read reaches with as many threads, says how near an engine is to what the machine allows.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from sprat.errors import RequestError
+from sprat.progress import Progress, silent
+from sprat.run.engine import Engine, open_engine
+
+#: What is read and written where the context allows it, in tokens.
+PREFILL, PROMPT, WRITTEN = 512, 16, 64
+#: Times that the file is opened.
+OPENS = 3
+#: The array that is streamed: far beyond any cache.
+ARRAY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians of several runs; `spread` has the slowest and fastest of each speed."""
+
+    file: str
+    file_bytes: int
+    engine: str
+    kernel: str | None
+    threads: int
+    runs: int
+    open_seconds: float
+    first_token_seconds: float  #: from a closed file to the first token behind a short prompt
+    prefill_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
+    bytes_per_token: int | None  #: weights that a decoded token reads; None where the engine does not say
+    bandwidth_bytes_per_second: float
+    bandwidth_share: float | None  #: bytes a token x tokens a second / bandwidth
+    bandwidth_array_bytes: int
+    resident_bytes: int  #: of the whole process, the file open for the first time and a session at work
+    engine_bytes: dict[str, int] | None  #: what of it the engine counts as its own, where it does
+    spread: dict[str, tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": "sprat.bench/1"} | asdict(self)
+
+
+def measure(
+    file: str | Path,
+    threads: int | None = None,
+    context: int | None = None,
+    kind: str = "auto",
+    runs: int = 5,
+    progress: Progress = silent,
+) -> tuple[Measurement, Engine]:
+    """Measure `file`; also the engine, still open. Takes some seconds on an idle machine.
+
+    threads, context, kind: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
+    """
+    if runs < 1:
+        raise RequestError(f"runs must be at least 1, not {runs}", "runs")
+    total = OPENS + 2 * runs + 1
+    opened: list[float] = []
+    first: list[float] = []
+    engine: Engine | None = None
+    resident: tuple[int, dict[str, int] | None] | None = None
+    for i in range(OPENS):
+        engine = None  # the one before makes room
+        gc.collect()
+        engine, to_open, to_first, now = _open(file, threads, context, kind)
+        resident = resident or now  # what later ones leave behind is not the file's
+        opened.append(to_open)
+        first.append(to_first)
+        if engine.context < PROMPT + 2:
+            raise RequestError(
+                f"a context of {engine.context} tokens is too short to measure with", "context"
+            )
+        progress("measuring", i + 1, total)
+    assert engine is not None and resident is not None
+    length = min(PREFILL, engine.context - 1)
+    written = min(WRITTEN, engine.context - PROMPT - 1)
+    prefill, decode = [], []
+    for i in range(runs):
+        prefill.append(length / _prefill(engine, length))
+        progress("measuring", OPENS + 2 * i + 1, total)
+        decode.append(written / _decode(engine, written))
+        progress("measuring", OPENS + 2 * i + 2, total)
+    used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
+    bandwidth, streamed = _bandwidth(engine, used)
+    progress("measuring", total, total)
+    per_token = getattr(engine, "bytes_per_token", None)
+    made = Measurement(
+        file=str(file),
+        file_bytes=Path(file).stat().st_size,
+        engine=engine.name,
+        kernel=getattr(engine, "kernel", None),
+        threads=used,
+        runs=runs,
+        open_seconds=median(opened),
+        first_token_seconds=median(first),
+        prefill_tokens=length,
+        prefill_tokens_per_second=median(prefill),
+        decode_tokens=written,
+        decode_tokens_per_second=median(decode),
+        bytes_per_token=per_token,
+        bandwidth_bytes_per_second=bandwidth,
+        bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
+        bandwidth_array_bytes=streamed,
+        resident_bytes=resident[0],
+        engine_bytes=resident[1],
+        spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},
+    )
+    return made, engine
+
+
+def read_bandwidth(threads: int, nbytes: int, runs: int = 5) -> float:
+    """Bytes a second that `threads` threads read from one array: the best of several runs, in numpy's two
+    fastest reductions."""
+    array = np.ones(nbytes // 8, np.int64)
+    kernels: tuple[tuple[Callable[[np.ndarray], Any], np.ndarray], ...] = (
+        (np.add.reduce, array),
+        (np.maximum.reduce, array.view(np.float32)),
+    )
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for kernel, data in kernels:
+            parts = np.array_split(data, threads)
+            for _ in range(runs):
+                started = time.perf_counter()
+                list(pool.map(kernel, parts))
+                best = min(best, time.perf_counter() - started)
+    return array.nbytes / best
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM now; its largest so far where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _open(
+    file: str | Path, threads: int | None, context: int | None, kind: str
+) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
+    """The engine, seconds until it was open, until the first token was there, and the memory by then."""
+    from sprat.coding.container import open as open_artifact
+    from sprat.run.tokenizer import open_tokenizer
+
+    started = time.perf_counter()
+    artifact = open_artifact(file)
+    engine = open_engine(artifact, threads, context, kind)
+    to_open = time.perf_counter() - started
+    ids = open_tokenizer(artifact).encode("Once upon a time")[: engine.context - 1]
+    session = engine.session()
+    int(engine.step([session], [ids])[0].argmax())
+    to_first = time.perf_counter() - started
+    own = getattr(engine, "resident", None)
+    memory = resident_bytes(), None if own is None else dict(own)
+    session.close()
+    return engine, to_open, to_first, memory
+
+
+def _prefill(engine: Engine, length: int) -> float:
+    """Seconds to read `length` tokens into an empty session."""
+    ids = _ids(engine, length)
+    session = engine.session()
+    started = time.perf_counter()
+    engine.step([session], [ids])
+    spent = time.perf_counter() - started
+    session.close()
+    return spent
+
+
+def _decode(engine: Engine, count: int) -> float:
+    """Seconds to write `count` tokens, the likeliest each time, behind a short prompt."""
+    session = engine.session()
+    token = int(engine.step([session], [_ids(engine, PROMPT)])[0].argmax())
+    started = time.perf_counter()
+    for _ in range(count):
+        token = int(engine.step([session], [[token]])[0].argmax())
+    spent = time.perf_counter() - started
+    session.close()
+    return spent
+
+
+def _ids(engine: Engine, count: int) -> list[int]:
+    return np.random.default_rng(0).integers(0, engine.vocabulary, count).tolist()
+
+
+def _bandwidth(engine: Engine, threads: int) -> tuple[float, int]:
+    """Bytes a second, and the array's size: by the engine's own reading loop where it has one."""
+    own = getattr(engine, "measure_bandwidth", None)
+    if own is not None:
+        return float(own(ARRAY_BYTES)), ARRAY_BYTES
+    return read_bandwidth(threads, ARRAY_BYTES), ARRAY_BYTES
