@@ -15,7 +15,6 @@ from sprat.methods import METHODS
 from sprat.methods.waterlevel import choose_steps
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
-from sprat.sense.shrink import upper_factor
 
 #: Real distortion on held-out inputs over the predicted one, above which a group's statistics are not believed.
 DISTRUST = 2.0
@@ -36,14 +35,14 @@ def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress =
     out = []
     for index in targets.layers():
         for target in targets.layer(index):
-            out.append(_spread(target, level, recipe))
+            out.append(_spread(targets, target, level, recipe))
         progress("step sizes", index + 1, len(targets.layers()))
-    out.extend(_spread(target, level, recipe) for target in targets.embeddings())
+    out.extend(_spread(targets, target, level, recipe) for target in targets.embeddings())
     return out
 
 
-def _spread(target: Target, level: float, recipe: Recipe) -> Spread:
-    u = upper_factor(target.metric(recipe.shrinkage), target.name)
+def _spread(targets: Targets, target: Target, level: float, recipe: Recipe) -> Spread:
+    u = targets.factor(target)
     return Spread.of(choose_steps(target.w, u.diagonal(), target.g, level, recipe), level)
 
 
@@ -56,27 +55,36 @@ def round_model(
     total = len(targets.layers()) + 1
     for index in targets.layers():
         for target in targets.layer(index):
-            round_target(done, target, level, recipe, tables, threads)
+            round_target(done, target, level, recipe, tables, threads, targets.factor(target))
         progress("rounding", index + 1, total)
     for target in targets.embeddings():
-        round_target(done, target, level, recipe, tables, threads)
+        round_target(done, target, level, recipe, tables, threads, targets.factor(target))
     progress("rounding", total, total)
     return done
 
 
 def round_target(
-    done: Rounded, target: Target, level: float, recipe: Recipe, tables: entropy.Tables, threads: int
+    done: Rounded,
+    target: Target,
+    level: float,
+    recipe: Recipe,
+    tables: entropy.Tables,
+    threads: int,
+    u: Tensor | None = None,
 ) -> Lattice:
-    """Round one target into `done`; where held-out inputs contradict the statistics, again with more shrinkage."""
+    """Round one target into `done`; where held-out inputs contradict the statistics, again with more shrinkage.
+
+    u: the factor of its metric with the recipe's shrinkage, where that is known.
+    """
     method = METHODS[recipe.method]
     strength = recipe.shrinkage
     while True:
         h = target.metric(strength)
-        lattice = method(target.w, h, target.g, level, recipe, tables, target.name, threads)
+        lattice = method(target.w, h, target.g, level, recipe, tables, target.name, threads, u)
         ratio = distortion_ratio(target, lattice, h)
         if ratio <= DISTRUST or strength >= 64 * recipe.shrinkage:
             break
-        strength *= 4
+        strength, u = strength * 4, None
     done.entries[target.name] = target.entry(lattice)
     done.counts = done.counts + entropy.count([lattice], threads)
     done.ratios[target.name] = ratio

@@ -49,7 +49,7 @@ def round_sequentially(
     total = len(targets.layers()) + 1
 
     def settle(target: Target) -> None:
-        lattice = round_target(done, target, level, recipe, tables, threads)
+        lattice = round_target(done, target, level, recipe, tables, threads, targets.factor(target))
         _install(working, target, lattice)
 
     for target in targets.embeddings():

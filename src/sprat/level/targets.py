@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,10 +13,13 @@ from sprat.coding.tensors import Dense, Entry, Lattice
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.embedding import embedding_metric
-from sprat.sense.shrink import shrink
+from sprat.sense.shrink import shrink, upper_factor
 from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
 from sprat.source.load import Source
 from sprat.source.maps import Map, groups, head
+
+#: Share of the machine's memory that factors may take between the files that a search builds.
+FACTOR_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,21 @@ class Targets:
         self.source, self.cache, self.recipe = source, cache, recipe
         self.by_layer = layer_groups(groups(source.model))
         self.head = head(source.model)
+        self._factors: dict[str, Tensor] = {}
+        self._room = int(FACTOR_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+    def factor(self, target: Target) -> Tensor:
+        """U of target's metric as the recipe shrinks it: kept, while there is room, for it serves every level.
+
+        Its two Cholesky decompositions are most of a wide map's rounding.
+        """
+        if target.name not in self._factors:
+            u = upper_factor(target.metric(self.recipe.shrinkage), target.name)
+            if u.nbytes > self._room:
+                return u
+            self._room -= u.nbytes
+            self._factors[target.name] = u
+        return self._factors[target.name]
 
     def layer(self, index: int) -> list[Target]:
         found = self.cache.get(f"layer/{index}", GroupStatistics)

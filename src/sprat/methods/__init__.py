@@ -1,7 +1,7 @@
 """How values are chosen, a file a method: pure functions of (weights, statistics, options).
 
-A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name) -> Lattice`; `sprat fit` finds it here by the
-recipe's `method`.
+A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Lattice`, u the upper factor of
+h where it is known, else None; `sprat fit` finds it here by the recipe's `method`.
 """
 
 from __future__ import annotations

@@ -74,11 +74,12 @@ def round_to_level(
     tables: entropy.Tables,
     name: str = "map",
     threads: int = 2,
+    u: Tensor | None = None,
 ) -> Lattice:
     """Round w: (m, n) float32 at `level` (√nats) given h: (n, n), positive definite, and g: (m,).
 
-    `tables` price the symbols. Raises StatisticsError (naming `name`) when h cannot be factored or a number is not
-    finite.
+    `tables` price the symbols; `u` is h's upper factor (sense.shrink.upper_factor) where that is known. Raises
+    StatisticsError (naming `name`) when h cannot be factored or a number is not finite.
     """
     for what, values in (("weights", w), ("second moments", h), ("row weights", g)):
         if not bool(torch.isfinite(values).all()):
@@ -87,8 +88,9 @@ def round_to_level(
     n = w.shape[1]
     order = torch.arange(n)
     if recipe.order == "descending":
-        order = torch.argsort(h.diagonal(), descending=True, stable=True)
-    u = upper_factor(h[order][:, order], name)
+        order, u = torch.argsort(h.diagonal(), descending=True, stable=True), None
+    if u is None:
+        u = upper_factor(h[order][:, order], name)
     steps = choose_steps(w[:, order], u.diagonal(), g, level, recipe)
     q = _round_columns(w[:, order], u, steps, recipe, tables.bits(MAX_SYMBOL), threads)
     back = torch.argsort(order).numpy()
