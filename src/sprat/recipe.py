@@ -51,7 +51,7 @@ class Recipe:
     """Tokens for that correction."""
     sequential_strength: float = 1.0
     """Share of the least-squares correction that is applied."""
-    heal: int = 48
+    heal: int = 32
     """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
     heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
