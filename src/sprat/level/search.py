@@ -81,13 +81,9 @@ def _aim(weighed: list[tuple[float, int]], target: float, overhead: int) -> floa
     return max(predicted + (target - nbytes) / min(max(slope, 0.25), 4.0), 1.0)
 
 
-def level_for(
-    target: float, spreads: list[Spread], trellis: bool, overhead: int, correction: float = 1.0
-) -> float:
+def level_for(target: float, spreads: list[Spread], trellis: bool, overhead: int) -> float:
     """The level whose predicted file weighs `target` bytes."""
-    return solve_level(
-        lambda level: overhead + correction * predicted_bits(spreads, level, trellis) / 8, target
-    )
+    return solve_level(lambda level: overhead + predicted_bits(spreads, level, trellis) / 8, target)
 
 
 def refuse_impossible(budget: int, original: int, floor: int, name: str) -> None:

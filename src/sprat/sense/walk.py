@@ -7,6 +7,7 @@ knows a family: the layers are found by `source.maps.decoder_layers`, their argu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,9 +31,9 @@ class Walk:
         self.model = model
         self.ids = ids
         _, self.layers = decoder_layers(model)  # type: ignore[arg-type]
-        self.arguments = self._arguments()
 
-    def _arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    @functools.cached_property
+    def arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What the model passes to each layer besides hidden states, from one context (it broadcasts over a batch)."""
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
