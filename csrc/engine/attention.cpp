@@ -1,0 +1,178 @@
+#include "attention.hpp"
+
+#include <cstring>
+
+#include "clones.hpp"
+
+namespace sprat::engine {
+
+namespace {
+
+using Vector = float __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+Bf16 to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<Bf16>(bits >> 16 | 0x40);
+    return static_cast<Bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace
+
+// The helpers take part in each clone of the functions below, so they must be inlined.
+#define LOAD(to, from)                                                        \
+    Vector to;                                                                \
+    if constexpr (sizeof(C) == 2) {                                           \
+        Halves halves;                                                        \
+        std::memcpy(&halves, from, sizeof halves);                            \
+        const Words words = __builtin_convertvector(halves, Words) << 16;     \
+        std::memcpy(&to, &words, sizeof to);                                  \
+    } else {                                                                  \
+        std::memcpy(&to, from, sizeof to);                                    \
+    }
+
+// scores[r * span + ...] = q[r] . keys of the positions [begin, begin + span), span a multiple of 16.
+template <class C, int N>
+[[gnu::always_inline]] inline void score(const C* keys, const float* const* q, int padded, int dimension, int begin,
+                                         int span, float* scores) {
+    for (int at = 0; at < span; at += 16) {
+        const C* k = keys + static_cast<size_t>(begin + at) * static_cast<size_t>(padded);
+        Vector sum[N] = {};
+        for (int d = 0; d < dimension; ++d) {
+            LOAD(key, k + 16 * d)
+            for (int r = 0; r < N; ++r) sum[r] += q[r][d] * key;
+        }
+        for (int r = 0; r < N; ++r) std::memcpy(scores + r * span + at, &sum[r], sizeof(Vector));
+    }
+}
+
+template <class C, int N>
+[[gnu::always_inline]] inline void mix(const C* values, const float* scores, int padded, int dimension, int begin,
+                                       int span, int used, float* const* out) {
+    for (int d = 0; d < padded; d += 16) {
+        Vector sum[N] = {};
+        const C* v = values + static_cast<size_t>(begin) * static_cast<size_t>(padded) + d;
+        for (int at = 0; at < used; ++at, v += padded) {
+            LOAD(value, v)
+            for (int r = 0; r < N; ++r) sum[r] += scores[r * span + at] * value;
+        }
+        const auto size = static_cast<size_t>(std::min(16, dimension - d)) * sizeof(float);
+        for (int r = 0; r < N; ++r) std::memcpy(out[r] + d, &sum[r], size);
+    }
+}
+
+template <class C>
+[[gnu::always_inline]] inline void attend_with(const C* keys, const C* values, int padded, int dimension, float scale,
+                                               const Queries& queries, int begin, int span, float* scores) {
+    int r = 0;
+    for (; r + 4 < queries.count; r += 8)
+        score<C, 8>(keys, queries.q + r, padded, dimension, begin, span, scores + r * span);
+    for (; r < queries.count; r += 4)
+        score<C, 4>(keys, queries.q + r, padded, dimension, begin, span, scores + r * span);
+    for (r = 0; r < queries.count; ++r) {
+        float* s = scores + r * span;
+        const int first = queries.first[r] - begin, last = queries.last[r] - begin;
+        float most = -3.0e38f, sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int i = first; i < last; ++i) most = std::max(most, s[i]);
+#pragma omp simd reduction(+ : sum)
+        for (int i = first; i < last; ++i) {
+            s[i] = exp_of((s[i] - most) * scale);
+            sum += s[i];
+        }
+        const float inverse = 1.0f / sum;
+        for (int i = first; i < last; ++i) s[i] *= inverse;
+        for (int i = 0; i < first; ++i) s[i] = 0;
+        for (int i = last; i < span; ++i) s[i] = 0;
+    }
+    // Only positions that some query sees: what lies behind the last may never have been written.
+    int used = 0;
+    for (r = 0; r < queries.count; ++r) used = std::max(used, queries.last[r] - begin);
+    for (r = 0; r + 4 < queries.count; r += 8)
+        mix<C, 8>(values, scores + r * span, padded, dimension, begin, span, used, queries.out + r);
+    for (; r < queries.count; r += 4)
+        mix<C, 4>(values, scores + r * span, padded, dimension, begin, span, used, queries.out + r);
+}
+
+SPRAT_CLONES static void attend_bf16(const Bf16* keys, const Bf16* values, int padded, int dimension, float scale,
+                                     const Queries& queries, int begin, int span, float* scores) {
+    attend_with(keys, values, padded, dimension, scale, queries, begin, span, scores);
+}
+
+SPRAT_CLONES static void attend_float(const float* keys, const float* values, int padded, int dimension, float scale,
+                                      const Queries& queries, int begin, int span, float* scores) {
+    attend_with(keys, values, padded, dimension, scale, queries, begin, span, scores);
+}
+#undef LOAD
+
+void attend(Cache& cache, int layer, int head, int dimension, float scale, const Queries& queries,
+            std::vector<float>& scores) {
+    // Rounded up to whole groups of four queries, the last one repeated into a place that nobody reads.
+    Queries whole = queries;
+    const int count = queries.count > 4 ? 8 : 4;
+    std::vector<float>& room = scores;
+    int begin = queries.first[0], end = queries.last[0];
+    for (int r = 1; r < queries.count; ++r) {
+        begin = std::min(begin, queries.first[r]);
+        end = std::max(end, queries.last[r]);
+    }
+    begin = begin / 16 * 16;
+    const int span = (end - begin + 15) / 16 * 16;
+    const size_t needed = static_cast<size_t>(count) * static_cast<size_t>(span) + static_cast<size_t>(dimension);
+    if (room.size() < needed) room.resize(needed);
+    for (int r = queries.count; r < count; ++r) {
+        whole.q[r] = queries.q[0];
+        whole.first[r] = queries.first[0];
+        whole.last[r] = queries.last[0];
+        whole.out[r] = room.data() + static_cast<size_t>(count) * static_cast<size_t>(span);
+    }
+    whole.count = count;
+    const int padded = cache.padded();
+    if (cache.exact())
+        attend_float(cache.keys<float>(layer, head), cache.values<float>(layer, head), padded, dimension, scale, whole,
+                     begin, span, room.data());
+    else
+        attend_bf16(cache.keys<Bf16>(layer, head), cache.values<Bf16>(layer, head), padded, dimension, scale, whole,
+                    begin, span, room.data());
+}
+
+Cache::Cache(int layers, int heads, int dimension, int capacity, bool exact)
+    : heads_(heads),
+      dimension_(dimension),
+      padded_((dimension + 15) / 16 * 16),
+      capacity_(capacity),
+      rounded_((capacity + 15) / 16 * 16),
+      exact_(exact) {
+    const size_t bytes = 2 * static_cast<size_t>(heads) * head_values() * (exact ? sizeof(float) : sizeof(Bf16));
+    for (int l = 0; l < layers; ++l) {
+        // calloc: pages of a large block are zero and unclaimed until they are written.
+        auto* block = static_cast<uint8_t*>(std::calloc(bytes + 64, 1));
+        if (!block) throw std::bad_alloc();
+        layers_.emplace_back(block);
+    }
+}
+
+size_t Cache::bytes() const {
+    return layers_.size() * 2 * static_cast<size_t>(heads_) * static_cast<size_t>(padded_) *
+           static_cast<size_t>(length) * (exact_ ? sizeof(float) : sizeof(Bf16));
+}
+
+void Cache::put(int layer, int head, int position, const float* key, const float* value) {
+    const auto at = static_cast<size_t>(position), width = static_cast<size_t>(padded_);
+    const auto store = [&](auto* keys, auto* values, auto convert) {
+        keys += at / 16 * 16 * width + at % 16;
+        values += at * width;
+        for (int d = 0; d < dimension_; ++d) {
+            keys[16 * d] = convert(key[d]);
+            values[d] = convert(value[d]);
+        }
+    };
+    if (exact_)
+        store(keys<float>(layer, head), values<float>(layer, head), [](float x) { return x; });
+    else
+        store(keys<Bf16>(layer, head), values<Bf16>(layer, head), to_bf16);
+}
+
+}  // namespace sprat::engine

@@ -1,0 +1,59 @@
+// The integer products of a chunk, one implementation a kind of processor, chosen when the program runs.
+//
+// All of them give the same bits: dot products of an entry are exact int32 sums, and what is left (times the
+// activations' scale, added panel by panel) is done by each in the same order, without fused multiply-add.
+#pragma once
+
+#include <string_view>
+
+#include "layout.hpp"
+
+namespace sprat::engine {
+
+// Activations of some tokens for one matrix, in its order of columns, a scale a panel: x = scale * q.
+struct Input {
+    int tokens = 0;
+    size_t columns = 0, panels = 0;  // strides of a token
+    const int8_t* q = nullptr;
+    const float* scale = nullptr;
+    const int32_t* sum = nullptr;    // of q over the panel
+};
+
+// A chunk's entries as signed weights plus 128, block by block, for products with many tokens.
+struct Unpacked {
+    Aligned<uint8_t> values;             // kEntry bytes a slot
+    std::vector<uint32_t> panel;         // of a slot; the top bit says that it counts 256-fold
+    std::vector<uint32_t> start;         // first slot of a block, and the end
+    size_t capacity = 0;
+    void reserve(size_t entries) {
+        if (entries <= capacity) return;
+        values = aligned<uint8_t>(entries * kEntry);
+        capacity = entries;
+    }
+};
+constexpr uint32_t kHigh = 1u << 31;
+
+struct Kernel {
+    const char* name;
+    // y (blocks * 16) += the chunk times token `token` of the input.
+    void (*multiply)(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y);
+    // values (kEntry) = the entry, each weight plus `raise`.
+    void (*unpack)(const uint8_t* entry, int width, int raise, uint8_t* values);
+    // y (16 a token) = one block times tokens first .. first + count of the input, count <= kTokens.
+    void (*block)(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, int first, int count,
+                  float* y);
+};
+constexpr int kTokens = 16;
+
+extern const Kernel kPortable;
+const Kernel* avx512_kernel();  // null where this processor or this build has none
+const Kernel* avx2_kernel();
+const Kernel* neon_kernel();
+
+// "auto", or a name; throws std::invalid_argument saying which there are.
+const Kernel& choose_kernel(std::string_view name);
+
+// All entries of a chunk, gathered by block.
+void unpack_chunk(const Kernel& kernel, const Packed& packed, const Chunk& chunk, Unpacked& out);
+
+}  // namespace sprat::engine

@@ -1,0 +1,235 @@
+#include "pack.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "bits.hpp"
+
+namespace sprat::engine {
+
+namespace {
+
+// Rows and columns by how large their integers are, relative to each other. A sample of the rows tells the columns.
+template <class T>
+void sort_by_size(const T* q, int32_t rows, int32_t columns, std::vector<int32_t>& row_order,
+                  std::vector<int32_t>& column_order) {
+    const auto m = static_cast<size_t>(rows), n = static_cast<size_t>(columns);
+    const size_t step = std::max<size_t>(1, m / 384);
+    std::vector<float> column(n, 0), weight(n), row(m);
+    const auto add = [&](size_t i, float scale) {
+        for (size_t j = 0; j < n; ++j) column[j] += scale * std::fabs(static_cast<float>(q[i * n + j]));
+    };
+    for (size_t i = 0; i < m; i += step) add(i, 1);
+    for (size_t j = 0; j < n; ++j) weight[j] = column[j] > 0 ? 1 / column[j] : 0;
+    for (size_t i = 0; i < m; ++i) {
+        float lanes[16] = {};
+        size_t j = 0;
+        for (; j + 16 <= n; j += 16)
+            for (size_t l = 0; l < 16; ++l)
+                lanes[l] += weight[j + l] * std::fabs(static_cast<float>(q[i * n + j + l]));
+        for (; j < n; ++j) lanes[0] += weight[j] * std::fabs(static_cast<float>(q[i * n + j]));
+        row[i] = std::accumulate(lanes, lanes + 16, 0.0f);
+    }
+    std::fill(column.begin(), column.end(), 0.0f);
+    for (size_t i = 0; i < m; i += step)
+        if (row[i] > 0) add(i, 1 / row[i]);
+    const auto order = [](const std::vector<float>& key, std::vector<int32_t>& out) {
+        out.resize(key.size());
+        std::iota(out.begin(), out.end(), 0);
+        std::stable_sort(out.begin(), out.end(), [&](int32_t a, int32_t b) {
+            return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
+        });
+    };
+    order(row, row_order);
+    order(column, column_order);
+}
+
+int width_for(int32_t least, int32_t most) {
+    if (least == 0 && most == 0) return 0;
+    int width = 1;
+    while (least < -(1 << (width - 1)) || most > (1 << (width - 1)) - 1) ++width;
+    return width;
+}
+
+// A chunk's integers in stored order: (blocks * 16, panels * 16).
+struct Builder {
+    std::vector<int32_t> q;
+    std::vector<uint8_t> data, meta;
+    std::vector<Outlier> outliers;
+    size_t entries = 0;
+};
+
+void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
+    const auto stride = static_cast<size_t>(panels) * kPanel;
+    int32_t width[kMaxBlocks];
+    std::vector<uint8_t> members[kBuckets];
+    for (int32_t block = 0; block < blocks; ++block) {
+        const int32_t* at = b.q.data() + static_cast<size_t>(block) * kRows * stride +
+                            static_cast<size_t>(panel) * kPanel;
+        int32_t least = 0, most = 0;
+        for (size_t r = 0; r < kRows; ++r)
+            for (size_t c = 0; c < kPanel; ++c) {
+                least = std::min(least, at[r * stride + c]);
+                most = std::max(most, at[r * stride + c]);
+            }
+        width[block] = width_for(least, most);
+        if (!width[block]) continue;
+        const auto name = static_cast<uint8_t>(block);
+        if (width[block] <= 8) {
+            members[width[block] - 1].push_back(name);
+        } else {
+            members[7].push_back(name);
+            members[8 + width_for((least + 128) >> 8, (most + 128) >> 8) - 1].push_back(name);
+        }
+    }
+    for (const auto& m : members) b.meta.push_back(static_cast<uint8_t>(m.size()));
+    uint8_t values[kEntry];
+    for (int bucket = 0; bucket < kBuckets; ++bucket)
+        for (const uint8_t block : members[bucket]) {
+            const int32_t* at = b.q.data() + static_cast<size_t>(block) * kRows * stride +
+                                static_cast<size_t>(panel) * kPanel;
+            const int w = width_of(bucket), offset = 1 << (w - 1);
+            const bool split = width[block] > 8;
+            for (int t = 0; t < kQuads; ++t)
+                for (size_t r = 0; r < kRows; ++r)
+                    for (size_t c = 0; c < 4; ++c) {
+                        const int32_t v = at[r * stride + static_cast<size_t>(4 * t) + c], high = (v + 128) >> 8;
+                        const int32_t part = is_high(bucket) ? high : split ? v - 256 * high : v;
+                        values[static_cast<size_t>(t) * kTile + 4 * r + c] = static_cast<uint8_t>(part + offset);
+                    }
+            b.meta.push_back(block);
+            const size_t end = b.data.size();
+            b.data.resize(end + entry_bytes(w));
+            write_entry(values, w, b.data.data() + end);
+            ++b.entries;
+        }
+}
+
+}  // namespace
+
+template <class T>
+std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const float* row_scale,
+                             const float* column_scale, const int32_t* out_index, int parts) {
+    auto out = std::make_shared<Packed>();
+    out->rows = rows;
+    out->columns = columns;
+    out->panels = (columns + kPanel - 1) / kPanel;
+    out->blocks = (rows + kRows - 1) / kRows;
+    std::vector<int32_t> row_order, column_order;
+    sort_by_size(q, rows, columns, row_order, column_order);
+    const auto width = static_cast<size_t>(out->padded_columns());
+    out->column_index.assign(width, 0);
+    out->column_scale.assign(width, 0);
+    for (size_t j = 0; j < column_order.size(); ++j) {
+        out->column_index[j] = column_order[j];
+        out->column_scale[j] = column_scale[column_order[j]];
+    }
+    // Sorted blocks are dealt to the chunks in turn, so that all weigh about the same.
+    parts = std::max(1, std::min<int>(parts, out->blocks));
+    int chunks = std::max((out->blocks + kMaxBlocks - 1) / kMaxBlocks, parts);
+    chunks = std::min<int>((chunks + parts - 1) / parts * parts, out->blocks);
+    const auto padded = static_cast<size_t>(out->blocks) * kRows;
+    out->row_scale.assign(padded, 0);
+    out->out_index.assign(padded, -1);
+    std::vector<Builder> built(static_cast<size_t>(chunks));
+    size_t data = 0, meta = 0;
+    int32_t first = 0;
+    for (int c = 0; c < chunks; ++c) {
+        Builder& b = built[static_cast<size_t>(c)];
+        Chunk chunk;
+        chunk.first = first;
+        chunk.blocks = (out->blocks - c + chunks - 1) / chunks;
+        first += chunk.blocks;
+        b.q.assign(static_cast<size_t>(chunk.blocks) * kRows * width, 0);
+        for (int32_t block = 0; block < chunk.blocks; ++block)
+            for (int32_t r = 0; r < kRows; ++r) {
+                const int64_t rank = static_cast<int64_t>(c + block * chunks) * kRows + r;
+                if (rank >= rows) continue;
+                const auto source = static_cast<size_t>(row_order[static_cast<size_t>(rank)]);
+                const auto stored = static_cast<size_t>((chunk.first + block) * kRows + r);
+                out->row_scale[stored] = row_scale[source];
+                out->out_index[stored] = out_index[source];
+                int32_t* to = b.q.data() + static_cast<size_t>(block * kRows + r) * width;
+                const T* from = q + source * static_cast<size_t>(columns);
+                for (size_t j = 0; j < column_order.size(); ++j) {
+                    const int32_t v = from[column_order[j]];
+                    if (v > kMaxInteger || v < -kMaxInteger)
+                        b.outliers.push_back({block * kRows + r, static_cast<int32_t>(j), static_cast<float>(v)});
+                    else
+                        to[j] = v;
+                }
+            }
+        for (int32_t panel = 0; panel < out->panels; ++panel) write_panel(b, chunk.blocks, out->panels, panel);
+        std::vector<int32_t>().swap(b.q);
+        chunk.data = data;
+        chunk.meta = meta;
+        chunk.entries = b.entries;
+        chunk.outliers = out->outliers.size();
+        out->outliers.insert(out->outliers.end(), b.outliers.begin(), b.outliers.end());
+        chunk.outliers_end = out->outliers.size();
+        data += (b.data.size() + 63) / 64 * 64;
+        meta += b.meta.size();
+        out->chunks.push_back(chunk);
+    }
+    out->data_bytes = data;
+    out->data = aligned<uint8_t>(data + kPadding);
+    std::memset(out->data.get() + data, 0, kPadding);
+    out->meta.reserve(meta);
+    for (size_t c = 0; c < built.size(); ++c) {
+        uint8_t* to = out->data.get() + out->chunks[c].data;
+        std::memset(to + built[c].data.size() / 64 * 64, 0, (built[c].data.size() + 63) / 64 * 64 - built[c].data.size() / 64 * 64);
+        std::memcpy(to, built[c].data.data(), built[c].data.size());
+        out->meta.insert(out->meta.end(), built[c].meta.begin(), built[c].meta.end());
+    }
+    return out;
+}
+
+template std::shared_ptr<Packed> pack(const int16_t*, int32_t, int32_t, const float*, const float*, const int32_t*,
+                                      int);
+template std::shared_ptr<Packed> pack(const int32_t*, int32_t, int32_t, const float*, const float*, const int32_t*,
+                                      int);
+
+void expand_row(const Packed& packed, int32_t stored, float* out) {
+    const int32_t block = stored / kRows, lane = stored % kRows;
+    const auto found = std::find_if(packed.chunks.begin(), packed.chunks.end(), [&](const Chunk& c) {
+        return block < c.first + c.blocks;
+    });
+    const Chunk& chunk = *found;
+    const auto wanted = static_cast<uint8_t>(block - chunk.first);
+    const uint8_t* meta = packed.meta.data() + chunk.meta;
+    const uint8_t* data = packed.data.get() + chunk.data;
+    const float scale = packed.row_scale[static_cast<size_t>(stored)];
+    uint8_t values[kEntry];
+    for (int32_t panel = 0; panel < packed.panels; ++panel) {
+        int32_t row[kPanel] = {};
+        const uint8_t* counts = meta;
+        meta += kBuckets;
+        for (int bucket = 0; bucket < kBuckets; ++bucket) {
+            const int w = width_of(bucket);
+            if (const void* hit = counts[bucket] ? std::memchr(meta, wanted, counts[bucket]) : nullptr) {
+                read_entry(data + static_cast<size_t>(static_cast<const uint8_t*>(hit) - meta) * entry_bytes(w), w,
+                           values);
+                for (int c = 0; c < kPanel; ++c) {
+                    const int v = values[c / 4 * kTile + 4 * lane + c % 4] - (1 << (w - 1));
+                    row[c] += is_high(bucket) ? v * 256 : v;
+                }
+            }
+            meta += counts[bucket];
+            data += counts[bucket] * entry_bytes(w);
+        }
+        for (int c = 0; c < kPanel; ++c) {
+            const auto j = static_cast<size_t>(panel * kPanel + c);
+            if (j < static_cast<size_t>(packed.columns))
+                out[packed.column_index[j]] = static_cast<float>(row[c]) * scale * packed.column_scale[j];
+        }
+    }
+    const int32_t local = stored - chunk.first * kRows;
+    for (size_t o = chunk.outliers; o < chunk.outliers_end; ++o) {
+        const Outlier& outlier = packed.outliers[o];
+        const auto j = static_cast<size_t>(outlier.column);
+        if (outlier.row == local) out[packed.column_index[j]] = outlier.value * scale * packed.column_scale[j];
+    }
+}
+
+}  // namespace sprat::engine
