@@ -48,19 +48,32 @@ template <class C, int N>
     }
 }
 
+// out[r][d ..] = sum over positions of scores[r][position] * values[position][d ..], W vectors of dimensions.
+template <class C, int N, int W>
+[[gnu::always_inline]] inline void mix_columns(const C* values, const float* scores, int padded, int left, int begin,
+                                               int span, int used, float* const* out, int d) {
+    Vector sum[N * W] = {};
+    const C* v = values + static_cast<size_t>(begin) * static_cast<size_t>(padded);
+    for (int at = 0; at < used; ++at, v += padded)
+        for (int w = 0; w < W; ++w) {
+            LOAD(value, v + 16 * w)
+            for (int r = 0; r < N; ++r) sum[r * W + w] += scores[r * span + at] * value;
+        }
+    for (int r = 0; r < N; ++r)
+        for (int w = 0; w < W && 16 * w < left; ++w)
+            std::memcpy(out[r] + d + 16 * w, &sum[r * W + w],
+                        static_cast<size_t>(std::min(16, left - 16 * w)) * sizeof(float));
+}
+
 template <class C, int N>
 [[gnu::always_inline]] inline void mix(const C* values, const float* scores, int padded, int dimension, int begin,
                                        int span, int used, float* const* out) {
-    for (int d = 0; d < padded; d += 16) {
-        Vector sum[N] = {};
-        const C* v = values + static_cast<size_t>(begin) * static_cast<size_t>(padded) + d;
-        for (int at = 0; at < used; ++at, v += padded) {
-            LOAD(value, v)
-            for (int r = 0; r < N; ++r) sum[r] += scores[r * span + at] * value;
-        }
-        const auto size = static_cast<size_t>(std::min(16, dimension - d)) * sizeof(float);
-        for (int r = 0; r < N; ++r) std::memcpy(out[r] + d, &sum[r], size);
-    }
+    int d = 0;
+    // Whole cache lines of a row at once where the registers hold their sums.
+    for (constexpr int W = 16 / N; d + 16 * W <= padded; d += 16 * W)
+        mix_columns<C, N, W>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
+    for (; d < padded; d += 16)
+        mix_columns<C, N, 1>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
 }
 
 template <class C>

@@ -28,15 +28,16 @@ void require(bool good, const std::string& message) {
 
 template <class T>
 std::shared_ptr<Packed> pack_matrix(const Matrix<const T>& q, const Array<const float>& row, const Array<const float>& column,
-                                    const Array<const int32_t>& out_index, int parts) {
+                                    int64_t output, int parts, std::shared_ptr<Arena> arena) {
     const size_t limit = size_t{1} << 30;
     require(q.shape(0) > 0 && q.shape(1) > 0 && q.shape(0) < limit && q.shape(1) < limit, "q has an impossible shape");
-    require(row.shape(0) == q.shape(0) && out_index.shape(0) == q.shape(0) && column.shape(0) == q.shape(1),
-            "a scale or an index is not as long as q's rows or columns");
+    require(row.shape(0) == q.shape(0) && column.shape(0) == q.shape(1),
+            "a scale is not as long as q's rows or columns");
+    require(output >= 0 && output < static_cast<int64_t>(limit) && arena, "an output or an arena that cannot be");
     require(parts >= 1 && parts <= 1024, "parts must be 1..1024");
     nb::gil_scoped_release release;
     return pack(q.data(), static_cast<int32_t>(q.shape(0)), static_cast<int32_t>(q.shape(1)), row.data(), column.data(),
-                out_index.data(), parts);
+                static_cast<int32_t>(output), parts, std::move(arena));
 }
 
 std::vector<float> floats(const Array<const float>& a) { return {a.data(), a.data() + a.shape(0)}; }
@@ -62,11 +63,9 @@ void set_linear(Model& model, int layer, const std::string& name, std::vector<st
     int64_t rows = 0;
     for (const auto& part : parts) {
         require(part && part->columns == in, name + ": a matrix has the wrong number of columns");
-        for (const int32_t index : part->out_index) {
-            if (index < 0) continue;
-            require(index < out && !filled[static_cast<size_t>(index)], name + ": rows that do not fit its outputs");
-            filled[static_cast<size_t>(index)] = true;
-            ++rows;
+        for (int64_t r = part->output; r < int64_t{part->output} + part->rows; ++r, ++rows) {
+            require(r < out && !filled[static_cast<size_t>(r)], name + ": rows that do not fit its outputs");
+            filled[static_cast<size_t>(r)] = true;
         }
     }
     require(rows == out, name + ": outputs that no row gives");
@@ -111,16 +110,14 @@ void set_layer(Model& model, int layer, int window, int rope) {
 }
 
 void set_embedding(Model& model, std::shared_ptr<Packed> packed) {
-    require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary,
+    require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary && packed->output == 0,
             "embedding: the wrong shape");
     std::vector<int32_t> where(static_cast<size_t>(packed->rows), -1);
-    for (size_t stored = 0; stored < packed->out_index.size(); ++stored) {
-        const int32_t token = packed->out_index[stored];
-        if (token < 0) continue;
-        require(token < packed->rows && where[static_cast<size_t>(token)] < 0, "embedding: rows that are no tokens");
-        where[static_cast<size_t>(token)] = static_cast<int32_t>(stored);
-    }
-    require(std::find(where.begin(), where.end(), -1) == where.end(), "embedding: a token without a row");
+    for (const Chunk& chunk : packed->chunks)
+        for (int32_t r = 0; r < chunk.rows; ++r) {
+            const int32_t stored = chunk.first * kRows + r;
+            where[static_cast<size_t>(chunk.first * kRows + packed->place[static_cast<size_t>(stored)])] = stored;
+        }
     model.embedding = std::move(packed);
     model.embedding_row = std::move(where);
 }
@@ -193,6 +190,7 @@ std::pair<size_t, size_t> layout_bytes(const Model& m) {
 
 void register_engine(nb::module_& m) {
     using namespace sprat::engine;
+    nb::class_<Arena>(m, "Arena").def(nb::init<>());
     nb::class_<Packed>(m, "Packed")
         .def_ro("rows", &Packed::rows)
         .def_ro("columns", &Packed::columns)

@@ -48,30 +48,9 @@ SPRAT_CLONES void rotate(const float* cosine, const float* sine, size_t n, float
     }
 }
 
-SPRAT_CLONES void arrange(const float* x, const int32_t* index, const float* scale, size_t columns, float* out) {
+// Not cloned: gather instructions are slower than loads here.
+void arrange(const float* x, const int32_t* index, const float* scale, size_t columns, float* out) {
     for (size_t j = 0; j < columns; ++j) out[j] = x[index[j]] * scale[j];
-}
-
-SPRAT_CLONES void quantize(const float* x, size_t panels, int8_t* q, float* scale, int32_t* sum) {
-    for (size_t p = 0; p < panels; ++p) {
-        const float* v = x + p * kPanel;
-        float most = 0;
-#pragma omp simd reduction(max : most)
-        for (int c = 0; c < kPanel; ++c) most = std::max(most, std::fabs(v[c]));
-        // A largest value that is not finite makes the products so: what the model gives is then refused.
-        const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-        scale[p] = most / 127.0f;
-        int32_t total = 0;
-#pragma omp simd reduction(+ : total)
-        for (int c = 0; c < kPanel; ++c) {
-            // Adding 1.5 * 2^23 rounds to nearest; a NaN must not reach the conversion.
-            const float r = (v[c] * inverse + 12582912.0f) - 12582912.0f;
-            const int32_t i = r >= -127.0f && r <= 127.0f ? static_cast<int32_t>(r) : 0;
-            q[p * kPanel + static_cast<size_t>(c)] = static_cast<int8_t>(i);
-            total += i;
-        }
-        sum[p] = total;
-    }
 }
 
 }  // namespace sprat::engine

@@ -17,7 +17,5 @@ void gelu_times(const float* up, size_t n, float* gate);  // gate = gelu(gate) *
 void rotate(const float* cosine, const float* sine, size_t n, float* head);
 // x in a matrix's order of columns and times its scales, whole panels: out (panels * 16).
 void arrange(const float* x, const int32_t* index, const float* scale, size_t columns, float* out);
-// out = q * scale a panel, rounded to nearest, |q| <= 127; sum of q by panel.
-void quantize(const float* x, size_t panels, int8_t* q, float* scale, int32_t* sum);
 
 }  // namespace sprat::engine

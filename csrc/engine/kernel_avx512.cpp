@@ -1,4 +1,6 @@
 // AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): a tile is one register, vpdpbusd its product.
+#include <limits>
+
 #include "kernels.hpp"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -61,14 +63,14 @@ SPRAT_TARGET inline void tiles(const uint8_t* at, const Fields& f, __m512i* out)
 struct Panel {  // of one token
     __m512i x[4];
     __m512 scale;
-    int32_t sum;
+    int32_t base;
 };
 
 template <int W, bool High>
 SPRAT_TARGET inline void bucket(const uint8_t*& data, const uint8_t*& blocks, int count, const Panel& panel, float* y) {
     if (!count) return;
     const Fields f = is_shifted(W) ? Fields{} : fields<W>();
-    const __m512i start = _mm512_set1_epi32(-(1 << (W - 1)) * panel.sum);
+    const __m512i start = _mm512_set1_epi32(panel.base >> (8 - W));
     const __m512i x0 = panel.x[0], x1 = panel.x[1], x2 = panel.x[2], x3 = panel.x[3];
     const __m512 scale = panel.scale;
     const uint8_t* at = data;
@@ -88,10 +90,26 @@ SPRAT_TARGET inline void bucket(const uint8_t*& data, const uint8_t*& blocks, in
     blocks += count;
 }
 
+SPRAT_TARGET void quantize(const float* x, size_t panels, size_t stride, int8_t* q, float* scale, int32_t* base) {
+    for (size_t p = 0; p < panels; ++p, x += kPanel, q += stride * kPanel, scale += stride, base += stride) {
+        const __m512 v = _mm512_loadu_ps(x), size = _mm512_abs_ps(v);
+        const bool bad = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        const float most = bad ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(size);
+        *scale = most / 127.0f;
+        const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+        const __m512 scaled = _mm512_mul_ps(v, _mm512_set1_ps(inverse));
+        const __mmask16 finite = _mm512_cmp_ps_mask(scaled, scaled, _CMP_ORD_Q);
+        const __m512i i = _mm512_maskz_cvtps_epi32(finite, scaled);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(i));
+        *base = -128 * _mm512_reduce_add_epi32(i);
+    }
+}
+
 SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y) {
-    const int8_t* q = x.q + static_cast<size_t>(token) * x.columns;
-    const float* scale = x.scale + static_cast<size_t>(token) * x.panels;
-    const int32_t* sum = x.sum + static_cast<size_t>(token) * x.panels;
+    const size_t first = x.at(static_cast<size_t>(token), 0);
+    const int8_t* q = x.q + first * kPanel;
+    const float* scale = x.scale + first;
+    const int32_t* base = x.base + first;
     for (int p = 0; p < panels; ++p) {
         const uint8_t* counts = meta;
         meta += kBuckets;
@@ -102,7 +120,7 @@ SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels,
         panel.x[2] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(quads, 0xaa));
         panel.x[3] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(quads, 0xff));
         panel.scale = _mm512_set1_ps(scale[p]);
-        panel.sum = sum[p];
+        panel.base = base[p];
         bucket<1, false>(data, meta, counts[0], panel, y);
         bucket<2, false>(data, meta, counts[1], panel, y);
         bucket<3, false>(data, meta, counts[2], panel, y);
@@ -152,43 +170,53 @@ SPRAT_TARGET inline __m512i quad(const int8_t* q) {
     return _mm512_set1_epi32(word);
 }
 
-template <int N>
-SPRAT_TARGET inline void block_of(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, int first,
-                                  float* y) {
-    const auto token = static_cast<size_t>(first);
-    __m512 sum[N];
-    for (int t = 0; t < N; ++t) sum[t] = _mm512_setzero_ps();
-    for (size_t s = 0; s < slots; ++s) {
-        const size_t p = panel[s] & ~kHigh;
-        const __m128i shift = _mm_cvtsi32_si128(panel[s] & kHigh ? 8 : 0);
-        const uint8_t* v = values + s * kEntry;
-        const __m512i a = _mm512_load_si512(v), b = _mm512_load_si512(v + 64), c = _mm512_load_si512(v + 128),
-                      d = _mm512_load_si512(v + 192);
-        const int8_t* q = x.q + token * x.columns + p * kPanel;
-        const int32_t* total = x.sum + token * x.panels + p;
-        const float* scale = x.scale + token * x.panels + p;
+// N tokens times one slot: their int32 dot products.
+template <int N, bool High>
+SPRAT_TARGET inline void slot(const uint8_t* v, const int8_t* q, const float* scale, const int32_t* base, __m512* sum) {
+    const __m512i a = _mm512_load_si512(v), b = _mm512_load_si512(v + 64), c = _mm512_load_si512(v + 128),
+                  d = _mm512_load_si512(v + 192);
 #pragma GCC unroll 16
-        for (int t = 0; t < N; ++t, q += x.columns, total += x.panels, scale += x.panels) {
-            __m512i dot = _mm512_dpbusd_epi32(_mm512_set1_epi32(-128 * *total), a, quad(q));
-            dot = _mm512_dpbusd_epi32(dot, b, quad(q + 4));
-            dot = _mm512_dpbusd_epi32(dot, c, quad(q + 8));
-            dot = _mm512_dpbusd_epi32(dot, d, quad(q + 12));
-            dot = _mm512_sll_epi32(dot, shift);
-            sum[t] = _mm512_add_ps(sum[t], _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(*scale)));
-        }
+    for (int t = 0; t < N; ++t) {
+        __m512i dot = _mm512_dpbusd_epi32(_mm512_set1_epi32(base[t]), a, quad(q + 16 * t));
+        dot = _mm512_dpbusd_epi32(dot, b, quad(q + 16 * t + 4));
+        dot = _mm512_dpbusd_epi32(dot, c, quad(q + 16 * t + 8));
+        dot = _mm512_dpbusd_epi32(dot, d, quad(q + 16 * t + 12));
+        if constexpr (High) dot = _mm512_slli_epi32(dot, 8);
+        sum[t] = _mm512_add_ps(sum[t], _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale[t])));
     }
-    for (int t = 0; t < N; ++t) _mm512_storeu_ps(y + t * kRows, sum[t]);
 }
 
-SPRAT_TARGET void block(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, int first,
-                        int count, float* y) {
+template <int N>
+SPRAT_TARGET void block_of(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group,
+                           int from, float* y) {
+    __m512 sum[N];
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) sum[t] = _mm512_setzero_ps();
+    const size_t first = x.at(group * kTokens + static_cast<size_t>(from), 0);
+    const int8_t* q = x.q + first * kPanel;
+    const float* scale = x.scale + first;
+    const int32_t* base = x.base + first;
+    for (size_t s = 0; s < slots; ++s) {
+        const size_t p = (panel[s] & ~kHigh) * size_t{kTokens};
+        const uint8_t* v = values + s * kEntry;
+        if (panel[s] & kHigh) [[unlikely]]
+            slot<N, true>(v, q + p * kPanel, scale + p, base + p, sum);
+        else
+            slot<N, false>(v, q + p * kPanel, scale + p, base + p, sum);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) _mm512_storeu_ps(y + (from + t) * kRows, sum[t]);
+}
+
+void block(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
+           float* y) {
+    if (count == kTokens) return block_of<16>(values, panel, slots, x, group, 0, y);
     int t = 0;
-    for (; t + 16 <= count; t += 16) block_of<16>(values, panel, slots, x, first + t, y + t * kRows);
-    for (; t + 4 <= count; t += 4) block_of<4>(values, panel, slots, x, first + t, y + t * kRows);
-    for (; t < count; ++t) block_of<1>(values, panel, slots, x, first + t, y + t * kRows);
+    for (; t + 4 <= count; t += 4) block_of<4>(values, panel, slots, x, group, t, y);
+    for (; t < count; ++t) block_of<1>(values, panel, slots, x, group, t, y);
 }
 
-const Kernel kAvx512{"avx512", multiply, unpack, block};
+const Kernel kAvx512{"avx512", quantize, multiply, unpack, block};
 
 }  // namespace
 

@@ -10,13 +10,21 @@
 
 namespace sprat::engine {
 
-// Activations of some tokens for one matrix, in its order of columns, a scale a panel: x = scale * q.
+constexpr int kTokens = 16;
+
+// Activations of some tokens for one matrix, in its order of columns, a scale a panel: x = scale * q. Tokens lie in
+// groups; what belongs to one group and panel is together, so that products with a whole group read straight on.
 struct Input {
     int tokens = 0;
-    size_t columns = 0, panels = 0;  // strides of a token
+    size_t panels = 0, group = 1;  // group: 1 or kTokens
     const int8_t* q = nullptr;
     const float* scale = nullptr;
-    const int32_t* sum = nullptr;    // of q over the panel
+    const int32_t* base = nullptr;  // -128 times the sum of q over the panel
+
+    // Number of (token, panel); its 16 q begin at 16 times that.
+    size_t at(size_t token, size_t panel) const {
+        return (token / group * panels + panel) * group + token % group;
+    }
 };
 
 // A chunk's entries as signed weights plus 128, block by block, for products with many tokens.
@@ -35,15 +43,17 @@ constexpr uint32_t kHigh = 1u << 31;
 
 struct Kernel {
     const char* name;
-    // y (blocks * 16) += the chunk times token `token` of the input.
+    // out = q * scale a panel, rounded to nearest, |q| <= 127; base as in Input. A scale is not finite where x is not.
+    // The next panel's q is `stride` * 16 bytes on, its scale and base `stride` numbers.
+    void (*quantize)(const float* x, size_t panels, size_t stride, int8_t* q, float* scale, int32_t* base);
+    // y (blocks * 16) += the chunk times token `token` of an input whose groups are of 1.
     void (*multiply)(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y);
     // values (kEntry) = the entry, each weight plus `raise`.
     void (*unpack)(const uint8_t* entry, int width, int raise, uint8_t* values);
-    // y (16 a token) = one block times tokens first .. first + count of the input, count <= kTokens.
-    void (*block)(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, int first, int count,
+    // y (16 a token) = one block times the first `count` tokens of a group of kTokens.
+    void (*block)(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
                   float* y);
 };
-constexpr int kTokens = 16;
 
 extern const Kernel kPortable;
 const Kernel* avx512_kernel();  // null where this processor or this build has none

@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "arena.hpp"
+
 namespace sprat::engine {
 
 constexpr int kRows = 16;             // rows of a block
@@ -55,10 +57,11 @@ struct Outlier {  // an integer too large for two planes
     float value;
 };
 
-// Rows that are computed together: for each panel 16 counts of entries by bucket (meta), then the entries' block
+// Neighbouring rows that are computed together, sorted among themselves: for each panel 16 counts of entries by bucket (meta), then the entries' block
 // numbers, bucket by bucket; the entries themselves lie in the same order in data.
 struct Chunk {
     int32_t first = 0, blocks = 0;  // in blocks
+    int32_t rows = 0;               // without padding; they are the outputs from 16 * first on
     size_t data = 0, meta = 0;      // where its parts begin
     size_t entries = 0;
     size_t outliers = 0, outliers_end = 0;
@@ -66,13 +69,15 @@ struct Chunk {
 
 struct Packed {
     int32_t rows = 0, columns = 0, panels = 0, blocks = 0;
+    int32_t output = 0;                // where the first row's result goes; the others follow
     std::vector<Chunk> chunks;
-    Aligned<uint8_t> data;
+    std::shared_ptr<Arena> arena;      // holds the data
+    uint8_t* data = nullptr;
     size_t data_bytes = 0;
     std::vector<uint8_t> meta;
     std::vector<Outlier> outliers;
     std::vector<float> row_scale;      // (blocks * 16) as stored
-    std::vector<int32_t> out_index;    // (blocks * 16) where a stored row's result goes; -1: nowhere
+    std::vector<uint16_t> place;       // (blocks * 16) which of its chunk's rows a stored row is
     std::vector<float> column_scale;   // (panels * 16) as stored; 0 behind the last column
     std::vector<int32_t> column_index; // (panels * 16) which input a stored column takes
 
@@ -85,7 +90,7 @@ struct Packed {
     // Bytes that one product streams.
     size_t bytes() const {
         return data_bytes + meta.size() + outliers.size() * sizeof(Outlier) +
-               row_scale.size() * (sizeof(float) + sizeof(int32_t)) +
+               row_scale.size() * (sizeof(float) + sizeof(uint16_t)) +
                column_scale.size() * (sizeof(float) + sizeof(int32_t));
     }
 };

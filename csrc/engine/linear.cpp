@@ -11,35 +11,40 @@ constexpr int kUnpackFrom = 4;
 
 struct Activations {  // of one part
     std::vector<float> x, scale;
-    std::vector<int32_t> sum;
+    std::vector<int32_t> base;
     std::vector<int8_t> q;
     Input input;
 };
 
 void prepare(Compute& compute, const Packed& part, const float* x, size_t stride, int tokens, Activations& out) {
     const auto columns = static_cast<size_t>(part.padded_columns()), panels = static_cast<size_t>(part.panels);
-    const auto count = static_cast<size_t>(tokens);
-    out.x.resize(count * columns);
-    out.q.resize(count * columns);
-    out.scale.resize(count * panels);
-    out.sum.resize(count * panels);
-    out.input = {tokens, columns, panels, out.q.data(), out.scale.data(), out.sum.data()};
-    const int pieces = (tokens + 15) / 16;
-    compute.pool->run(pieces, [&](int piece, int) {
+    const size_t group = tokens < kUnpackFrom ? 1 : kTokens;
+    const size_t count = (static_cast<size_t>(tokens) + group - 1) / group * group;
+    // Grown only: what lies between the last token and the end of its group is computed with and dropped.
+    const auto grow = [](auto& v, size_t size) {
+        if (v.size() < size) v.resize(size);
+    };
+    grow(out.x, count * columns);
+    grow(out.q, count * columns);
+    grow(out.scale, count * panels);
+    grow(out.base, count * panels);
+    out.input = {tokens, panels, group, out.q.data(), out.scale.data(), out.base.data()};
+    compute.pool->run((tokens + 15) / 16, [&](int piece, int) {
         for (int t = piece * 16; t < std::min(tokens, piece * 16 + 16); ++t) {
-            const auto at = static_cast<size_t>(t);
-            float* arranged = out.x.data() + at * columns;
-            arrange(x + at * stride, part.column_index.data(), part.column_scale.data(), columns, arranged);
+            const auto token = static_cast<size_t>(t);
+            float* arranged = out.x.data() + token * columns;
+            arrange(x + token * stride, part.column_index.data(), part.column_scale.data(), columns, arranged);
+            const size_t at = out.input.at(token, 0);
             if (!compute.exact)
-                quantize(arranged, panels, out.q.data() + at * columns, out.scale.data() + at * panels,
-                         out.sum.data() + at * panels);
+                compute.kernel->quantize(arranged, panels, group, out.q.data() + at * kPanel, out.scale.data() + at,
+                                         out.base.data() + at);
         }
     });
 }
 
 // The product of one chunk with float32 activations; y (tokens, rows of the chunk).
 void exact_product(const Packed& part, const Chunk& chunk, const Unpacked& unpacked, const Activations& in, float* y) {
-    const size_t columns = in.input.columns;
+    const auto columns = static_cast<size_t>(part.padded_columns());
     for (int t = 0; t < in.input.tokens; ++t)
         for (int b = 0; b < chunk.blocks; ++b) {
             double sum[kRows] = {};
@@ -56,7 +61,6 @@ void exact_product(const Packed& part, const Chunk& chunk, const Unpacked& unpac
                 y[(static_cast<size_t>(t) * static_cast<size_t>(chunk.blocks) + static_cast<size_t>(b)) * kRows +
                   static_cast<size_t>(r)] = static_cast<float>(sum[r]);
         }
-    (void)part;
 }
 
 void add_outliers(const Packed& part, const Chunk& chunk, const float* x, float* y) {
@@ -66,62 +70,76 @@ void add_outliers(const Packed& part, const Chunk& chunk, const float* x, float*
     }
 }
 
-// Rows `first` .. of a part as stored, times their scales, to where they belong.
-void scatter(const Packed& part, size_t first, size_t rows, const float* from, float* to) {
+// A chunk's rows as stored, times their scales, in their own order.
+void reorder(const Packed& part, const Chunk& chunk, const float* from, float* to) {
+    const size_t first = static_cast<size_t>(chunk.first) * kRows, rows = static_cast<size_t>(chunk.rows);
     const float* scale = part.row_scale.data() + first;
-    const int32_t* index = part.out_index.data() + first;
-    if (index[rows - 1] >= 0) {
-        for (size_t r = 0; r < rows; ++r) to[index[r]] = from[r] * scale[r];
-        return;
-    }
-    for (size_t r = 0; r < rows; ++r)
-        if (index[r] >= 0) to[index[r]] = from[r] * scale[r];
+    const uint16_t* place = part.place.data() + first;
+    for (size_t r = 0; r < rows; ++r) to[place[r]] = from[r] * scale[r];
 }
 
-void run_chunk(Compute& compute, const Packed& part, const Chunk& chunk, const Activations& in, float* y, size_t stride,
-               int thread) {
-    const Kernel& kernel = *compute.kernel;
-    const auto rows = static_cast<size_t>(chunk.blocks) * kRows, first = static_cast<size_t>(chunk.first) * kRows;
-    const int tokens = in.input.tokens;
+struct Task {  // one chunk of a part; y points to its first output of the first token
+    const Packed& part;
+    const Chunk& chunk;
+    const Activations& in;
+    float* y;
+    size_t stride;
+};
+
+void multiply_exactly(Compute& compute, const Task& task, int thread) {
+    const Chunk& chunk = task.chunk;
+    Unpacked& unpacked = compute.unpacked[static_cast<size_t>(thread)];
+    const size_t rows = static_cast<size_t>(chunk.blocks) * kRows;
+    std::vector<float> result(rows * static_cast<size_t>(task.in.input.tokens));
+    unpack_chunk(*compute.kernel, task.part, chunk, unpacked);
+    exact_product(task.part, chunk, unpacked, task.in, result.data());
+    for (size_t t = 0; t < static_cast<size_t>(task.in.input.tokens); ++t) {
+        add_outliers(task.part, chunk, task.in.x.data() + t * static_cast<size_t>(task.part.padded_columns()),
+                     result.data() + t * rows);
+        reorder(task.part, chunk, result.data() + t * rows, task.y + t * task.stride);
+    }
+}
+
+void multiply_few(Compute& compute, const Task& task, int) {
+    const Packed& part = task.part;
+    const Chunk& chunk = task.chunk;
+    alignas(64) float result[kMaxBlocks * kRows];
+    for (int t = 0; t < task.in.input.tokens; ++t) {
+        const auto token = static_cast<size_t>(t);
+        std::fill(result, result + chunk.blocks * kRows, 0.0f);
+        compute.kernel->multiply(part.data + chunk.data, part.meta.data() + chunk.meta, part.panels, task.in.input, t,
+                                 result);
+        add_outliers(part, chunk, task.in.x.data() + token * static_cast<size_t>(part.padded_columns()), result);
+        reorder(part, chunk, result, task.y + token * task.stride);
+    }
+}
+
+void multiply_many(Compute& compute, const Task& task, int thread) {
+    const Packed& part = task.part;
+    const Chunk& chunk = task.chunk;
     Unpacked& unpacked = compute.unpacked[static_cast<size_t>(thread)];
     std::vector<float>& room = compute.results[static_cast<size_t>(thread)];
-    if (compute.exact || tokens < kUnpackFrom) {
-        const size_t count = compute.exact ? static_cast<size_t>(tokens) : 1;
-        if (room.size() < rows * count) room.resize(rows * count);
-        if (compute.exact) {
-            unpack_chunk(kernel, part, chunk, unpacked);
-            exact_product(part, chunk, unpacked, in, room.data());
-        }
-        for (int t = 0; t < tokens; ++t) {
-            float* result = room.data() + (compute.exact ? static_cast<size_t>(t) * rows : 0);
-            if (!compute.exact) {
-                std::fill(result, result + rows, 0.0f);
-                kernel.multiply(part.data.get() + chunk.data, part.meta.data() + chunk.meta, part.panels, in.input, t,
-                                result);
-            }
-            add_outliers(part, chunk, in.x.data() + static_cast<size_t>(t) * in.input.columns, result);
-            scatter(part, first, rows, result, y + static_cast<size_t>(t) * stride);
-        }
-        return;
-    }
-    unpack_chunk(kernel, part, chunk, unpacked);
-    const size_t group = kTokens;
-    if (room.size() < rows * group) room.resize(rows * group);
-    for (int t = 0; t < tokens; t += kTokens) {
-        const int count = std::min(kTokens, tokens - t);
+    const size_t rows = static_cast<size_t>(chunk.blocks) * kRows;
+    if (room.size() < rows * (kTokens + 1)) room.resize(rows * (kTokens + 1));
+    float* ordered = room.data() + rows * kTokens;
+    unpack_chunk(*compute.kernel, part, chunk, unpacked);
+    for (int t = 0; t < task.in.input.tokens; t += kTokens) {
+        const int count = std::min(kTokens, task.in.input.tokens - t);
         for (size_t b = 0; b < static_cast<size_t>(chunk.blocks); ++b) {
             const size_t start = unpacked.start[b], slots = unpacked.start[b + 1] - start;
             alignas(64) float result[kTokens * kRows];
-            kernel.block(unpacked.values.get() + start * kEntry, unpacked.panel.data() + start, slots, in.input, t,
-                         count, result);
+            compute.kernel->block(unpacked.values.get() + start * kEntry, unpacked.panel.data() + start, slots,
+                                  task.in.input, static_cast<size_t>(t / kTokens), count, result);
             for (size_t i = 0; i < static_cast<size_t>(count); ++i)
                 std::copy(result + i * kRows, result + (i + 1) * kRows, room.data() + i * rows + b * kRows);
         }
         for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
             const size_t token = static_cast<size_t>(t) + i;
             float* result = room.data() + i * rows;
-            add_outliers(part, chunk, in.x.data() + token * in.input.columns, result);
-            scatter(part, first, rows, result, y + token * stride);
+            add_outliers(part, chunk, task.in.x.data() + token * static_cast<size_t>(part.padded_columns()), result);
+            // Sorted out in the nearest cache, then written to y straight on.
+            reorder(part, chunk, result, ordered);
+            std::copy(ordered, ordered + chunk.rows, task.y + token * task.stride);
         }
     }
 }
@@ -146,7 +164,10 @@ void Linear::apply(Compute& compute, const float* x, size_t stride_x, int tokens
     }
     compute.pool->run(static_cast<int>(tasks.size()), [&](int task, int thread) {
         const auto [i, c] = tasks[static_cast<size_t>(task)];
-        run_chunk(compute, *parts[i], parts[i]->chunks[c], mine[i], y, stride_y, thread);
+        const Packed& part = *parts[i];
+        const Chunk& chunk = part.chunks[c];
+        const Task piece{part, chunk, mine[i], y + part.output + chunk.first * kRows, stride_y};
+        (compute.exact ? multiply_exactly : tokens < kUnpackFrom ? multiply_few : multiply_many)(compute, piece, thread);
     });
     if (bias.empty()) return;
     for (int t = 0; t < tokens; ++t) add(bias.data(), bias.size(), y + static_cast<size_t>(t) * stride_y);

@@ -10,13 +10,14 @@ namespace sprat::engine {
 
 namespace {
 
-// Rows and columns by how large their integers are, relative to each other. A sample of the rows tells the columns.
+// How large the integers of each row and column are, relative to each other. A sample of the rows tells the columns.
 template <class T>
-void sort_by_size(const T* q, int32_t rows, int32_t columns, std::vector<int32_t>& row_order,
-                  std::vector<int32_t>& column_order) {
+void sizes(const T* q, int32_t rows, int32_t columns, std::vector<float>& row, std::vector<float>& column) {
     const auto m = static_cast<size_t>(rows), n = static_cast<size_t>(columns);
     const size_t step = std::max<size_t>(1, m / 384);
-    std::vector<float> column(n, 0), weight(n), row(m);
+    std::vector<float> weight(n);
+    column.assign(n, 0);
+    row.resize(m);
     const auto add = [&](size_t i, float scale) {
         for (size_t j = 0; j < n; ++j) column[j] += scale * std::fabs(static_cast<float>(q[i * n + j]));
     };
@@ -34,15 +35,16 @@ void sort_by_size(const T* q, int32_t rows, int32_t columns, std::vector<int32_t
     std::fill(column.begin(), column.end(), 0.0f);
     for (size_t i = 0; i < m; i += step)
         if (row[i] > 0) add(i, 1 / row[i]);
-    const auto order = [](const std::vector<float>& key, std::vector<int32_t>& out) {
-        out.resize(key.size());
-        std::iota(out.begin(), out.end(), 0);
-        std::stable_sort(out.begin(), out.end(), [&](int32_t a, int32_t b) {
-            return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
-        });
-    };
-    order(row, row_order);
-    order(column, column_order);
+}
+
+// begin .. end, the largest key first.
+std::vector<int32_t> largest_first(const std::vector<float>& key, int32_t begin, int32_t end) {
+    std::vector<int32_t> out(static_cast<size_t>(end - begin));
+    std::iota(out.begin(), out.end(), begin);
+    std::stable_sort(out.begin(), out.end(), [&](int32_t a, int32_t b) {
+        return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
+    });
+    return out;
 }
 
 int width_for(int32_t least, int32_t most) {
@@ -110,14 +112,16 @@ void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
 
 template <class T>
 std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const float* row_scale,
-                             const float* column_scale, const int32_t* out_index, int parts) {
+                             const float* column_scale, int32_t output, int parts, std::shared_ptr<Arena> arena) {
     auto out = std::make_shared<Packed>();
     out->rows = rows;
     out->columns = columns;
+    out->output = output;
     out->panels = (columns + kPanel - 1) / kPanel;
     out->blocks = (rows + kRows - 1) / kRows;
-    std::vector<int32_t> row_order, column_order;
-    sort_by_size(q, rows, columns, row_order, column_order);
+    std::vector<float> row_size, column_size;
+    sizes(q, rows, columns, row_size, column_size);
+    const std::vector<int32_t> column_order = largest_first(column_size, 0, columns);
     const auto width = static_cast<size_t>(out->padded_columns());
     out->column_index.assign(width, 0);
     out->column_scale.assign(width, 0);
@@ -125,41 +129,39 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         out->column_index[j] = column_order[j];
         out->column_scale[j] = column_scale[column_order[j]];
     }
-    // Sorted blocks are dealt to the chunks in turn, so that all weigh about the same.
     parts = std::max(1, std::min<int>(parts, out->blocks));
     int chunks = std::max((out->blocks + kMaxBlocks - 1) / kMaxBlocks, parts);
     chunks = std::min<int>((chunks + parts - 1) / parts * parts, out->blocks);
-    const auto padded = static_cast<size_t>(out->blocks) * kRows;
-    out->row_scale.assign(padded, 0);
-    out->out_index.assign(padded, -1);
+    out->row_scale.assign(static_cast<size_t>(out->blocks) * kRows, 0);
+    out->place.assign(static_cast<size_t>(out->blocks) * kRows, 0);
     std::vector<Builder> built(static_cast<size_t>(chunks));
     size_t data = 0, meta = 0;
-    int32_t first = 0;
-    for (int c = 0; c < chunks; ++c) {
+    for (int64_t c = 0; c < chunks; ++c) {
         Builder& b = built[static_cast<size_t>(c)];
         Chunk chunk;
-        chunk.first = first;
-        chunk.blocks = (out->blocks - c + chunks - 1) / chunks;
-        first += chunk.blocks;
+        chunk.first = static_cast<int32_t>(out->blocks * c / chunks);
+        chunk.blocks = static_cast<int32_t>(out->blocks * (c + 1) / chunks) - chunk.first;
+        const int32_t begin = chunk.first * kRows;
+        chunk.rows = std::min(rows - begin, chunk.blocks * kRows);
+        const std::vector<int32_t> row_order = largest_first(row_size, begin, begin + chunk.rows);
         b.q.assign(static_cast<size_t>(chunk.blocks) * kRows * width, 0);
-        for (int32_t block = 0; block < chunk.blocks; ++block)
-            for (int32_t r = 0; r < kRows; ++r) {
-                const int64_t rank = static_cast<int64_t>(c + block * chunks) * kRows + r;
-                if (rank >= rows) continue;
-                const auto source = static_cast<size_t>(row_order[static_cast<size_t>(rank)]);
-                const auto stored = static_cast<size_t>((chunk.first + block) * kRows + r);
-                out->row_scale[stored] = row_scale[source];
-                out->out_index[stored] = out_index[source];
-                int32_t* to = b.q.data() + static_cast<size_t>(block * kRows + r) * width;
-                const T* from = q + source * static_cast<size_t>(columns);
-                for (size_t j = 0; j < column_order.size(); ++j) {
-                    const int32_t v = from[column_order[j]];
-                    if (v > kMaxInteger || v < -kMaxInteger)
-                        b.outliers.push_back({block * kRows + r, static_cast<int32_t>(j), static_cast<float>(v)});
-                    else
-                        to[j] = v;
-                }
+        for (int32_t r = 0; r < chunk.blocks * kRows; ++r) {
+            const auto stored = static_cast<size_t>(begin + r);
+            out->place[stored] = static_cast<uint16_t>(r);
+            if (r >= chunk.rows) continue;
+            const auto source = static_cast<size_t>(row_order[static_cast<size_t>(r)]);
+            out->row_scale[stored] = row_scale[source];
+            out->place[stored] = static_cast<uint16_t>(source - static_cast<size_t>(begin));
+            int32_t* to = b.q.data() + static_cast<size_t>(r) * width;
+            const T* from = q + source * static_cast<size_t>(columns);
+            for (size_t j = 0; j < column_order.size(); ++j) {
+                const int32_t v = from[column_order[j]];
+                if (v > kMaxInteger || v < -kMaxInteger) [[unlikely]]
+                    b.outliers.push_back({r, static_cast<int32_t>(j), static_cast<float>(v)});
+                else
+                    to[j] = v;
             }
+        }
         for (int32_t panel = 0; panel < out->panels; ++panel) write_panel(b, chunk.blocks, out->panels, panel);
         std::vector<int32_t>().swap(b.q);
         chunk.data = data;
@@ -173,22 +175,24 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         out->chunks.push_back(chunk);
     }
     out->data_bytes = data;
-    out->data = aligned<uint8_t>(data + kPadding);
-    std::memset(out->data.get() + data, 0, kPadding);
+    out->data = arena->take(data + kPadding);
+    out->arena = std::move(arena);
+    std::memset(out->data + data, 0, kPadding);
     out->meta.reserve(meta);
     for (size_t c = 0; c < built.size(); ++c) {
-        uint8_t* to = out->data.get() + out->chunks[c].data;
-        std::memset(to + built[c].data.size() / 64 * 64, 0, (built[c].data.size() + 63) / 64 * 64 - built[c].data.size() / 64 * 64);
+        uint8_t* to = out->data + out->chunks[c].data;
+        built[c].data.resize((built[c].data.size() + 63) / 64 * 64);
         std::memcpy(to, built[c].data.data(), built[c].data.size());
+        std::vector<uint8_t>().swap(built[c].data);
         out->meta.insert(out->meta.end(), built[c].meta.begin(), built[c].meta.end());
     }
     return out;
 }
 
-template std::shared_ptr<Packed> pack(const int16_t*, int32_t, int32_t, const float*, const float*, const int32_t*,
-                                      int);
-template std::shared_ptr<Packed> pack(const int32_t*, int32_t, int32_t, const float*, const float*, const int32_t*,
-                                      int);
+template std::shared_ptr<Packed> pack(const int16_t*, int32_t, int32_t, const float*, const float*, int32_t, int,
+                                      std::shared_ptr<Arena>);
+template std::shared_ptr<Packed> pack(const int32_t*, int32_t, int32_t, const float*, const float*, int32_t, int,
+                                      std::shared_ptr<Arena>);
 
 void expand_row(const Packed& packed, int32_t stored, float* out) {
     const int32_t block = stored / kRows, lane = stored % kRows;
@@ -198,7 +202,7 @@ void expand_row(const Packed& packed, int32_t stored, float* out) {
     const Chunk& chunk = *found;
     const auto wanted = static_cast<uint8_t>(block - chunk.first);
     const uint8_t* meta = packed.meta.data() + chunk.meta;
-    const uint8_t* data = packed.data.get() + chunk.data;
+    const uint8_t* data = packed.data + chunk.data;
     const float scale = packed.row_scale[static_cast<size_t>(stored)];
     uint8_t values[kEntry];
     for (int32_t panel = 0; panel < packed.panels; ++panel) {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -200,10 +200,11 @@ def _threads(wanted: int | None) -> int:
 def _load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> None:
     """Decode and pack every tensor, several at a time, each matrix freed as soon as it is packed."""
     absent, parts = dict(arch.places), {}
+    arena = _core.Arena()
     vectors: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
 
-    def read(name: str) -> list[tuple[Place, Any]]:
-        return list(_parts(artifact.entry(name), arch, threads))
+    def read(name: str) -> list[tuple[Place, list[str], Any]]:
+        return list(_parts(artifact.entry(name), arch, threads, arena))
 
     # The vocabulary's matrices are the largest: first, so that no thread is left with one at the end.
     names = sorted(artifact.names, key=lambda name: not ("embed" in name or "lm_head" in name))
@@ -234,7 +235,7 @@ def _load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> N
         model.set_vector(layer, part, whole + np.float32(arch.norm_offset) if "norm" in part else whole)
 
 
-def _parts(entry: Entry, arch: Architecture, threads: int) -> Any:
+def _parts(entry: Entry, arch: Architecture, threads: int, arena: Any) -> Iterator[tuple[Place, list[str], Any]]:
     """(place, names, packed matrix or float32 vector) of what an entry holds: one a linear map it serves."""
     columns = 0 if len(entry.tensor.shape) < 2 else entry.tensor.shape[1]
     for name, rows in zip(entry.maps, entry.rows, strict=True):
@@ -244,7 +245,7 @@ def _parts(entry: Entry, arch: Architecture, threads: int) -> Any:
         if entry.transposed or arch.places[name].shape != shape or len(entry.tensor.shape) > 2:
             raise FormatError(f"tensor {name!r} is {shape}, the config asks for {arch.places[name].shape}")
     if not columns:
-        yield arch.places[entry.maps[0]], entry.maps, entry.tensor.dense()
+        yield arch.places[entry.maps[0]], list(entry.maps), entry.tensor.dense()
         return
     lattice = entry.tensor if isinstance(entry.tensor, Lattice) else None
     if lattice is None:
@@ -252,20 +253,24 @@ def _parts(entry: Entry, arch: Architecture, threads: int) -> Any:
         column = np.ones(columns, np.float32)
     else:
         q, row, column = lattice.q, lattice.row.values(), lattice.col.values()
+    # One matrix for each run of rows whose outputs follow each other: q, k, v and gate, up are one.
+    runs: list[tuple[list[str], int, int]] = []  # names, first row, end
     start = 0
-    groups: dict[tuple[int, str], list[tuple[str, int, int]]] = {}
     for name, rows in zip(entry.maps, entry.rows, strict=True):
         place = arch.places[name]
-        groups.setdefault((place.layer, place.part), []).append((name, start, rows))
+        if runs:
+            names, first, end = runs[-1]
+            head = arch.places[names[0]]
+            if (head.layer, head.part, head.offset + end - first) == (place.layer, place.part, place.offset):
+                runs[-1] = ([*names, name], first, end + rows)
+                start += rows
+                continue
+        runs.append(([name], start, start + rows))
         start += rows
-    for members in groups.values():
-        where = np.concatenate([np.arange(rows) + arch.places[name].offset for name, _, rows in members])
-        if len(groups) == 1:
-            taken: Any = slice(None)
-        else:
-            taken = np.concatenate([np.arange(first, first + rows) for _, first, rows in members])
-        packed = _core.pack(q[taken], row[taken], column, where.astype(np.int32), threads)
-        yield arch.places[members[0][0]], tuple(name for name, _, _ in members), packed
+    for names, first, end in runs:
+        place = arch.places[names[0]]
+        packed = _core.pack(q[first:end], row[first:end], column, place.offset, threads, arena)
+        yield place, names, packed
 
 
 def _as_integers(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
