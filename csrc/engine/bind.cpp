@@ -177,6 +177,31 @@ Shape shape_of(const nb::dict& d) {
     return s;
 }
 
+// One matrix alone, for tests and measurements.
+struct Product {
+    Linear linear;
+    Pool pool;
+    Compute compute;
+    Product(std::shared_ptr<Packed> packed, int threads, const Kernel& kernel, bool exact) : pool(threads) {
+        linear.outputs = packed->output + packed->rows;
+        linear.parts = {std::move(packed)};
+        compute.kernel = &kernel;
+        compute.pool = &pool;
+        compute.exact = exact;
+        compute.unpacked.resize(static_cast<size_t>(threads));
+        compute.results.resize(static_cast<size_t>(threads));
+    }
+};
+
+void multiply(Product& product, const Matrix<const float>& x, const Matrix<float>& y) {
+    require(x.shape(1) == static_cast<size_t>(product.linear.parts[0]->columns) &&
+                y.shape(1) == static_cast<size_t>(product.linear.outputs) && x.shape(0) == y.shape(0) &&
+                x.shape(0) > 0 && x.shape(0) < (size_t{1} << 20),
+            "product: shapes that do not fit");
+    nb::gil_scoped_release release;
+    product.linear.apply(product.compute, x.data(), x.shape(1), static_cast<int>(x.shape(0)), y.data(), y.shape(1));
+}
+
 // Bytes of the linear maps, and of the head, each as streamed for one token.
 std::pair<size_t, size_t> layout_bytes(const Model& m) {
     size_t maps = 0;
@@ -227,6 +252,13 @@ void register_engine(nb::module_& m) {
             const auto [maps, head] = layout_bytes(model);
             return nb::make_tuple(maps, head, model.embedding ? model.embedding->bytes() : 0);
         });
+    nb::class_<Product>(m, "Product")
+        .def("__init__",
+             [](Product* product, std::shared_ptr<Packed> packed, int threads, const std::string& kernel, bool exact) {
+                 require(packed && threads >= 1 && threads <= 1024, "a matrix and 1..1024 threads");
+                 new (product) Product(std::move(packed), threads, choose_kernel(kernel), exact);
+             })
+        .def("multiply", &multiply);
     m.def("pack", &pack_matrix<int16_t>);
     m.def("pack", &pack_matrix<int32_t>);
     m.def("expand_row", [](const Packed& packed, int stored, const Array<float>& out) {

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): a tile is one register, vpdpbusd its product.
+// AVX-512 with VNNI (Cascade Lake, Ice Lake, Zen 4 and later): a tile is one register, vpdpbusd its product.
 #include <limits>
 
 #include "kernels.hpp"
@@ -12,50 +12,48 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-#define SPRAT_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")))
+#define SPRAT_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
 namespace sprat::engine {
 
 namespace {
 
-// Constants of a width whose tiles are rows of bits: bring `width` bytes into each 8, then 8 fields of `width` bits.
-struct Fields {
-    __m512i bytes, shifts;
-};
-
-template <int W>
-SPRAT_TARGET inline Fields fields() {
-    alignas(64) uint8_t bytes[64], shifts[64];
-    for (int i = 0; i < 8; ++i)
-        for (int b = 0; b < 8; ++b) {
-            bytes[8 * i + b] = static_cast<uint8_t>(i * W + std::min(b, W - 1));
-            shifts[8 * i + b] = static_cast<uint8_t>(b * W);
-        }
-    return {_mm512_load_si512(bytes), _mm512_load_si512(shifts)};
-}
+SPRAT_TARGET inline __m512i splat(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
 
 // The four tiles of an entry.
 template <int W>
-SPRAT_TARGET inline void tiles(const uint8_t* at, const Fields& f, __m512i* out) {
-    const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << W) - 1));
+SPRAT_TARGET inline void tiles(const Planes& at, __m512i* out) {
     if constexpr (W == 8) {
-        for (int t = 0; t < 4; ++t) out[t] = _mm512_loadu_si512(at + 64 * t);
-    } else if constexpr (W == 4) {
-        const __m512i a = _mm512_loadu_si512(at), b = _mm512_loadu_si512(at + 64);
-        out[0] = _mm512_and_si512(a, mask);
-        out[1] = _mm512_and_si512(_mm512_srli_epi16(a, 4), mask);
-        out[2] = _mm512_and_si512(b, mask);
-        out[3] = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
-    } else if constexpr (W == 2) {
-        const __m512i a = _mm512_loadu_si512(at);
-        out[0] = _mm512_and_si512(a, mask);
-        out[1] = _mm512_and_si512(_mm512_srli_epi16(a, 2), mask);
-        out[2] = _mm512_and_si512(_mm512_srli_epi16(a, 4), mask);
-        out[3] = _mm512_and_si512(_mm512_srli_epi16(a, 6), mask);
-    } else {
+        for (int t = 0; t < 4; ++t) out[t] = _mm512_loadu_si512(at.nibbles + 64 * t);
+        return;
+    }
+    if constexpr (W & 4) {
+        const __m512i a = _mm512_loadu_si512(at.nibbles), b = _mm512_loadu_si512(at.nibbles + 64), low = splat(15);
+        out[0] = _mm512_and_si512(a, low);
+        out[1] = _mm512_and_si512(_mm512_srli_epi16(a, 4), low);
+        out[2] = _mm512_and_si512(b, low);
+        out[3] = _mm512_and_si512(_mm512_srli_epi16(b, 4), low);
+    }
+    if constexpr ((W & 6) == 6) {
+        const __m512i p = _mm512_loadu_si512(at.pairs), two = splat(0x30);
+        constexpr int kOrAnd = 0xf8;  // a | (b & c)
+        out[0] = _mm512_ternarylogic_epi32(out[0], _mm512_slli_epi16(p, 4), two, kOrAnd);
+        out[1] = _mm512_ternarylogic_epi32(out[1], _mm512_slli_epi16(p, 2), two, kOrAnd);
+        out[2] = _mm512_ternarylogic_epi32(out[2], p, two, kOrAnd);
+        out[3] = _mm512_ternarylogic_epi32(out[3], _mm512_srli_epi16(p, 2), two, kOrAnd);
+    } else if constexpr (W & 2) {
+        const __m512i p = _mm512_loadu_si512(at.pairs), two = splat(3);
+        out[0] = _mm512_and_si512(p, two);
+        out[1] = _mm512_and_si512(_mm512_srli_epi16(p, 2), two);
+        out[2] = _mm512_and_si512(_mm512_srli_epi16(p, 4), two);
+        out[3] = _mm512_and_si512(_mm512_srli_epi16(p, 6), two);
+    }
+    if constexpr (W & 1) {
+        const __m512i top = splat(1 << (W - 1));
         for (int t = 0; t < 4; ++t) {
-            const __m512i raw = _mm512_permutexvar_epi8(f.bytes, _mm512_loadu_si512(at + 8 * W * t));
-            out[t] = _mm512_and_si512(_mm512_multishift_epi64_epi8(f.shifts, raw), mask);
+            uint64_t bits;
+            __builtin_memcpy(&bits, at.bits + 8 * t, 8);
+            out[t] = W == 1 ? _mm512_maskz_mov_epi8(bits, top) : _mm512_mask_add_epi8(out[t], bits, out[t], top);
         }
     }
 }
@@ -67,26 +65,24 @@ struct Panel {  // of one token
 };
 
 template <int W, bool High>
-SPRAT_TARGET inline void bucket(const uint8_t*& data, const uint8_t*& blocks, int count, const Panel& panel, float* y) {
+SPRAT_TARGET inline void bucket(const uint8_t*& data, const uint8_t*& blocks, size_t count, const Panel& panel,
+                                float* y) {
     if (!count) return;
-    const Fields f = is_shifted(W) ? Fields{} : fields<W>();
     const __m512i start = _mm512_set1_epi32(panel.base >> (8 - W));
     const __m512i x0 = panel.x[0], x1 = panel.x[1], x2 = panel.x[2], x3 = panel.x[3];
     const __m512 scale = panel.scale;
-    const uint8_t* at = data;
-    for (int i = 0; i < count; ++i, at += entry_bytes(W)) {
+    for (size_t i = 0; i < count; ++i) {
         __m512i v[4];
-        tiles<W>(at, f, v);
+        tiles<W>(planes_of(data, W, i), v);
         __m512i dot = _mm512_dpbusd_epi32(start, v[0], x0);
-        __m512i other = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[1], x1);
+        dot = _mm512_dpbusd_epi32(dot, v[1], x1);
         dot = _mm512_dpbusd_epi32(dot, v[2], x2);
-        other = _mm512_dpbusd_epi32(other, v[3], x3);
-        dot = _mm512_add_epi32(dot, other);
+        dot = _mm512_dpbusd_epi32(dot, v[3], x3);
         if constexpr (High) dot = _mm512_slli_epi32(dot, 8);
         float* to = y + blocks[i] * kRows;
-        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale)));
+        _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale)));
     }
-    data = at;
+    data += bucket_bytes(W, count);
     blocks += count;
 }
 
@@ -144,14 +140,13 @@ SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels,
 }
 
 template <int W>
-SPRAT_TARGET inline void raised(const uint8_t* entry, int raise, uint8_t* values) {
+SPRAT_TARGET inline void raised(const Planes& entry, int raise, uint8_t* values) {
     __m512i v[4];
-    tiles<W>(entry, is_shifted(W) ? Fields{} : fields<W>(), v);
-    const __m512i more = _mm512_set1_epi8(static_cast<char>(raise));
-    for (int t = 0; t < 4; ++t) _mm512_store_si512(values + 64 * t, _mm512_add_epi8(v[t], more));
+    tiles<W>(entry, v);
+    for (int t = 0; t < 4; ++t) _mm512_store_si512(values + 64 * t, _mm512_add_epi8(v[t], splat(raise)));
 }
 
-SPRAT_TARGET void unpack(const uint8_t* entry, int width, int raise, uint8_t* values) {
+SPRAT_TARGET void unpack(const Planes& entry, int width, int raise, uint8_t* values) {
     switch (width) {
         case 1: return raised<1>(entry, raise, values);
         case 2: return raised<2>(entry, raise, values);
@@ -170,60 +165,78 @@ SPRAT_TARGET inline __m512i quad(const int8_t* q) {
     return _mm512_set1_epi32(word);
 }
 
-// N tokens times one slot: their int32 dot products.
+// N tokens times one slot: sum[2 t], sum[2 t + 1] += the products with its two blocks.
 template <int N, bool High>
 SPRAT_TARGET inline void slot(const uint8_t* v, const int8_t* q, const float* scale, const int32_t* base, __m512* sum) {
-    const __m512i a = _mm512_load_si512(v), b = _mm512_load_si512(v + 64), c = _mm512_load_si512(v + 128),
-                  d = _mm512_load_si512(v + 192);
-#pragma GCC unroll 16
+    const __m512i a0 = _mm512_load_si512(v), a1 = _mm512_load_si512(v + 64), a2 = _mm512_load_si512(v + 128),
+                  a3 = _mm512_load_si512(v + 192), b0 = _mm512_load_si512(v + 256), b1 = _mm512_load_si512(v + 320),
+                  b2 = _mm512_load_si512(v + 384), b3 = _mm512_load_si512(v + 448);
+#pragma GCC unroll 8
     for (int t = 0; t < N; ++t) {
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_set1_epi32(base[t]), a, quad(q + 16 * t));
-        dot = _mm512_dpbusd_epi32(dot, b, quad(q + 16 * t + 4));
-        dot = _mm512_dpbusd_epi32(dot, c, quad(q + 16 * t + 8));
-        dot = _mm512_dpbusd_epi32(dot, d, quad(q + 16 * t + 12));
-        if constexpr (High) dot = _mm512_slli_epi32(dot, 8);
-        sum[t] = _mm512_add_ps(sum[t], _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale[t])));
+        __m512i x = quad(q + 16 * t);
+        const __m512i start = _mm512_set1_epi32(base[t]);
+        __m512i a = _mm512_dpbusd_epi32(start, a0, x), b = _mm512_dpbusd_epi32(start, b0, x);
+        x = quad(q + 16 * t + 4);
+        a = _mm512_dpbusd_epi32(a, a1, x);
+        b = _mm512_dpbusd_epi32(b, b1, x);
+        x = quad(q + 16 * t + 8);
+        a = _mm512_dpbusd_epi32(a, a2, x);
+        b = _mm512_dpbusd_epi32(b, b2, x);
+        x = quad(q + 16 * t + 12);
+        a = _mm512_dpbusd_epi32(a, a3, x);
+        b = _mm512_dpbusd_epi32(b, b3, x);
+        if constexpr (High) {
+            a = _mm512_slli_epi32(a, 8);
+            b = _mm512_slli_epi32(b, 8);
+        }
+        const __m512 s = _mm512_set1_ps(scale[t]);
+        sum[2 * t] = _mm512_add_ps(sum[2 * t], _mm512_mul_ps(_mm512_cvtepi32_ps(a), s));
+        sum[2 * t + 1] = _mm512_add_ps(sum[2 * t + 1], _mm512_mul_ps(_mm512_cvtepi32_ps(b), s));
     }
 }
 
 template <int N>
-SPRAT_TARGET void block_of(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group,
-                           int from, float* y) {
-    __m512 sum[N];
+SPRAT_TARGET void blocks_of(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group,
+                            int from, float* y, size_t stride) {
+    __m512 sum[2 * N];
 #pragma GCC unroll 16
-    for (int t = 0; t < N; ++t) sum[t] = _mm512_setzero_ps();
+    for (int i = 0; i < 2 * N; ++i) sum[i] = _mm512_setzero_ps();
     const size_t first = x.at(group * kTokens + static_cast<size_t>(from), 0);
     const int8_t* q = x.q + first * kPanel;
     const float* scale = x.scale + first;
     const int32_t* base = x.base + first;
     for (size_t s = 0; s < slots; ++s) {
         const size_t p = (panel[s] & ~kHigh) * size_t{kTokens};
-        const uint8_t* v = values + s * kEntry;
+        const uint8_t* v = values + s * 2 * kEntry;
         if (panel[s] & kHigh) [[unlikely]]
             slot<N, true>(v, q + p * kPanel, scale + p, base + p, sum);
         else
             slot<N, false>(v, q + p * kPanel, scale + p, base + p, sum);
     }
-#pragma GCC unroll 16
-    for (int t = 0; t < N; ++t) _mm512_storeu_ps(y + (from + t) * kRows, sum[t]);
+#pragma GCC unroll 8
+    for (int t = 0; t < N; ++t) {
+        float* to = y + static_cast<size_t>(from + t) * stride;
+        _mm512_storeu_ps(to, sum[2 * t]);
+        _mm512_storeu_ps(to + kRows, sum[2 * t + 1]);
+    }
 }
 
-void block(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
-           float* y) {
-    if (count == kTokens) return block_of<16>(values, panel, slots, x, group, 0, y);
+void blocks(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
+            float* y, size_t stride) {
     int t = 0;
-    for (; t + 4 <= count; t += 4) block_of<4>(values, panel, slots, x, group, t, y);
-    for (; t < count; ++t) block_of<1>(values, panel, slots, x, group, t, y);
+    for (; t + 8 <= count; t += 8) blocks_of<8>(values, panel, slots, x, group, t, y, stride);
+    for (; t + 2 <= count; t += 2) blocks_of<2>(values, panel, slots, x, group, t, y, stride);
+    for (; t < count; ++t) blocks_of<1>(values, panel, slots, x, group, t, y, stride);
 }
 
-const Kernel kAvx512{"avx512", quantize, multiply, unpack, block};
+const Kernel kAvx512{"avx512", quantize, multiply, unpack, blocks};
 
 }  // namespace
 
 const Kernel* avx512_kernel() {
     static const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+                              __builtin_cpu_supports("avx512vnni");
     return there ? &kAvx512 : nullptr;
 }
 

@@ -2,6 +2,9 @@
 #include "kernels.hpp"
 
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
 
 #include "bits.hpp"
 
@@ -12,8 +15,12 @@ namespace {
 void quantize(const float* x, size_t panels, size_t stride, int8_t* q, float* scale, int32_t* base) {
     for (size_t p = 0; p < panels; ++p, x += kPanel, q += stride * kPanel, scale += stride, base += stride) {
         float most = 0;
-        for (int c = 0; c < kPanel; ++c)
-            if (!(std::fabs(x[c]) <= most)) most = std::fabs(x[c]);  // a NaN stays
+        bool bad = false;
+        for (int c = 0; c < kPanel; ++c) {
+            most = std::max(most, std::fabs(x[c]));
+            bad |= std::isnan(x[c]);
+        }
+        if (bad) most = std::numeric_limits<float>::quiet_NaN();
         *scale = most / 127.0f;
         const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
         int32_t sum = 0;
@@ -37,8 +44,8 @@ void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input&
         meta += kBuckets;
         for (int bucket = 0; bucket < kBuckets; ++bucket) {
             const int width = width_of(bucket);
-            for (int i = 0; i < counts[bucket]; ++i, data += entry_bytes(width)) {
-                read_entry(data, width, values);
+            for (size_t i = 0; i < counts[bucket]; ++i) {
+                read_entry(data, width, i, values);
                 float* to = y + *meta++ * kRows;
                 for (int r = 0; r < kRows; ++r) {
                     int32_t dot = x.base[at] / (1 << (8 - width));  // the weights' offset is 2^(width - 1)
@@ -47,26 +54,28 @@ void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input&
                     to[r] += static_cast<float>(dot) * x.scale[at];
                 }
             }
+            data += bucket_bytes(width, counts[bucket]);
         }
     }
 }
 
-void unpack(const uint8_t* entry, int width, int raise, uint8_t* values) {
-    read_entry(entry, width, values);
+void unpack(const Planes& entry, int width, int raise, uint8_t* values) {
+    read_planes(entry, width, values);
     for (int i = 0; i < kEntry; ++i) values[i] = static_cast<uint8_t>(values[i] + raise);
 }
 
-void block(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
-           float* y) {
-    for (int t = 0; t < count; ++t) {
-        float* to = y + t * kRows;
-        std::fill(to, to + kRows, 0.0f);
+void blocks(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
+            float* y, size_t stride) {
+    for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+        float* to = y + t * stride;
+        std::fill(to, to + 2 * kRows, 0.0f);
         for (size_t s = 0; s < slots; ++s) {
-            const size_t at = x.at(group * kTokens + static_cast<size_t>(t), panel[s] & ~kHigh);
-            const uint8_t* v = values + s * kEntry;
-            for (int r = 0; r < kRows; ++r) {
+            const size_t at = x.at(group * kTokens + t, panel[s] & ~kHigh);
+            const int8_t* q = x.q + at * kPanel;
+            for (int r = 0; r < 2 * kRows; ++r) {
+                const uint8_t* v = values + (2 * s + static_cast<size_t>(r / kRows)) * kEntry + 4 * (r % kRows);
                 int32_t dot = x.base[at];
-                for (int c = 0; c < kPanel; ++c) dot += v[c / 4 * kTile + 4 * r + c % 4] * x.q[at * kPanel + static_cast<size_t>(c)];
+                for (int c = 0; c < kPanel; ++c) dot += v[c / 4 * kTile + c % 4] * q[c];
                 if (panel[s] & kHigh) dot *= 256;
                 to[r] += static_cast<float>(dot) * x.scale[at];
             }
@@ -76,7 +85,7 @@ void block(const uint8_t* values, const uint32_t* panel, size_t slots, const Inp
 
 }  // namespace
 
-const Kernel kPortable{"portable", quantize, multiply, unpack, block};
+const Kernel kPortable{"portable", quantize, multiply, unpack, blocks};
 
 const Kernel& choose_kernel(std::string_view name) {
     const Kernel* all[] = {avx512_kernel(), avx2_kernel(), neon_kernel(), &kPortable};
@@ -90,30 +99,41 @@ const Kernel& choose_kernel(std::string_view name) {
 }
 
 void unpack_chunk(const Kernel& kernel, const Packed& packed, const Chunk& chunk, Unpacked& out) {
-    const auto panels = static_cast<size_t>(packed.panels);
-    const uint8_t* const begin = packed.meta.data() + chunk.meta;
-    out.reserve(chunk.entries);
-    out.panel.resize(chunk.entries);
-    out.start.assign(static_cast<size_t>(chunk.blocks) + 1, 0);
+    const auto panels = static_cast<uint32_t>(packed.panels);
+    const size_t pairs = (static_cast<size_t>(chunk.blocks) + 1) / 2;
+    std::vector<uint32_t> seen(2 * pairs), slot(2 * pairs), at;
+    // visit(panel, bucket, block, whether it is the first in its slot, entry) for every entry, in order.
     const auto each = [&](auto visit) {
-        const uint8_t* meta = begin;
-        for (size_t p = 0; p < panels; ++p) {
+        const uint8_t *meta = packed.meta.data() + chunk.meta, *data = packed.data + chunk.data;
+        std::fill(seen.begin(), seen.end(), panels);
+        for (uint32_t p = 0; p < panels; ++p) {
             const uint8_t* counts = meta;
             meta += kBuckets;
-            for (int bucket = 0; bucket < kBuckets; ++bucket)
-                for (int i = 0; i < counts[bucket]; ++i) visit(static_cast<uint32_t>(p), bucket, *meta++);
+            for (int bucket = 0; bucket < kBuckets; ++bucket) {
+                for (size_t i = 0; i < counts[bucket]; ++i) {
+                    const size_t block = *meta++, key = block / 2 * 2 + is_high(bucket);
+                    visit(p, bucket, block, std::exchange(seen[key], p) != p,
+                          planes_of(data, width_of(bucket), i));
+                }
+                data += bucket_bytes(width_of(bucket), counts[bucket]);
+            }
         }
     };
-    each([&](uint32_t, int, uint8_t block) { ++out.start[block + size_t{1}]; });
-    for (size_t b = 0; b < static_cast<size_t>(chunk.blocks); ++b) out.start[b + 1] += out.start[b];
-    std::vector<uint32_t> at(out.start.begin(), out.start.end() - 1);
-    const uint8_t* data = packed.data + chunk.data;
-    each([&](uint32_t p, int bucket, uint8_t block) {
+    out.start.assign(pairs + 1, 0);
+    each([&](uint32_t, int, size_t block, bool first, const Planes&) { out.start[block / 2 + 1] += first; });
+    for (size_t pair = 0; pair < pairs; ++pair) out.start[pair + 1] += out.start[pair];
+    out.reserve(out.start[pairs]);
+    out.panel.resize(out.start[pairs]);
+    at.assign(out.start.begin(), out.start.end() - 1);
+    each([&](uint32_t p, int bucket, size_t block, bool first, const Planes& entry) {
+        uint32_t& s = slot[block / 2 * 2 + is_high(bucket)];
+        if (first) {
+            s = at[block / 2]++;
+            out.panel[s] = p | (is_high(bucket) ? kHigh : 0);
+            std::memset(out.values.get() + size_t{s} * 2 * kEntry, 128, 2 * kEntry);
+        }
         const int width = width_of(bucket);
-        const uint32_t slot = at[block]++;
-        out.panel[slot] = p | (is_high(bucket) ? kHigh : 0);
-        kernel.unpack(data, width, 128 - (1 << (width - 1)), out.values.get() + size_t{slot} * kEntry);
-        data += entry_bytes(width);
+        kernel.unpack(entry, width, 128 - (1 << (width - 1)), out.values.get() + (2 * size_t{s} + block % 2) * kEntry);
     });
 }
 

@@ -27,16 +27,17 @@ struct Input {
     }
 };
 
-// A chunk's entries as signed weights plus 128, block by block, for products with many tokens.
+// A chunk's entries as signed weights plus 128, two blocks at a time, for products with many tokens. A slot holds what
+// the two have in one panel, kEntry bytes each.
 struct Unpacked {
-    Aligned<uint8_t> values;             // kEntry bytes a slot
+    Aligned<uint8_t> values;             // 2 * kEntry bytes a slot
     std::vector<uint32_t> panel;         // of a slot; the top bit says that it counts 256-fold
-    std::vector<uint32_t> start;         // first slot of a block, and the end
+    std::vector<uint32_t> start;         // first slot of two blocks, and the end
     size_t capacity = 0;
-    void reserve(size_t entries) {
-        if (entries <= capacity) return;
-        values = aligned<uint8_t>(entries * kEntry);
-        capacity = entries;
+    void reserve(size_t slots) {
+        if (slots <= capacity) return;
+        values = aligned<uint8_t>(slots * 2 * kEntry);
+        capacity = slots;
     }
 };
 constexpr uint32_t kHigh = 1u << 31;
@@ -48,11 +49,11 @@ struct Kernel {
     void (*quantize)(const float* x, size_t panels, size_t stride, int8_t* q, float* scale, int32_t* base);
     // y (blocks * 16) += the chunk times token `token` of an input whose groups are of 1.
     void (*multiply)(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y);
-    // values (kEntry) = the entry, each weight plus `raise`.
-    void (*unpack)(const uint8_t* entry, int width, int raise, uint8_t* values);
-    // y (16 a token) = one block times the first `count` tokens of a group of kTokens.
-    void (*block)(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
-                  float* y);
+    // values (kEntry) = an entry of a bucket, each weight plus `raise`.
+    void (*unpack)(const Planes& entry, int width, int raise, uint8_t* values);
+    // y (32 a token, `stride` apart) = two blocks times the first `count` tokens of a group of kTokens.
+    void (*blocks)(const uint8_t* values, const uint32_t* panel, size_t slots, const Input& x, size_t group, int count,
+                   float* y, size_t stride);
 };
 
 extern const Kernel kPortable;

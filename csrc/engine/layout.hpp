@@ -25,16 +25,28 @@ constexpr int kQuads = 4;             // tiles of an entry
 constexpr int kTile = 64;             // weights of a tile: byte 4 * row + column
 constexpr int kEntry = kQuads * kTile;
 constexpr int kBuckets = 16;          // bucket 0..7: width 1..8, low plane; 8..15: width 1..8, high plane
-constexpr int kMaxBlocks = 96;        // blocks of a chunk, what one thread computes at once
-constexpr int kPadding = 64;          // bytes that may be read behind the last entry
+constexpr int kMaxBlocks = 192;       // even, below 256: blocks of a chunk, what one thread computes at once
 constexpr int32_t kMaxInteger = 32639;  // largest |Q| that two planes of 8 bits hold; beyond it: an outlier
 
 constexpr int width_of(int bucket) { return bucket % 8 + 1; }
 constexpr bool is_high(int bucket) { return bucket >= 8; }
+
+// An entry of width 8 is its bytes as they are; another is planes, for the 4, the 2 and the 1 in its width
+// (5 = 4 + 1, 7 = 4 + 2 + 1), lowest bits first:
+//   4: 128 bytes: tile t in the low (t even) or high nibbles of vector t / 2;
+//   2: 64 bytes: tile t in bits 2 t and 2 t + 1;
+//   1: 32 bytes: tile t in the t-th 8 bytes, a bit a weight.
+// The entries of a bucket follow each other; each bucket begins on a 64-byte boundary.
+struct Planes {
+    const uint8_t *nibbles, *pairs, *bits;  // nibbles: the bytes where the width is 8
+};
 constexpr size_t entry_bytes(int width) { return static_cast<size_t>(32 * width); }
-// Entries of 2, 4 and 8 bits keep whole tiles in one 64-byte vector: tile t is a shift of it. The others are a row of
-// bits a tile: byte 8 i + b of a tile is the width bits from bit b * width of the i-th group of `width` bytes.
-constexpr bool is_shifted(int width) { return width == 2 || width == 4 || width == 8; }
+constexpr size_t bucket_bytes(int width, size_t count) { return (count * entry_bytes(width) + 63) / 64 * 64; }
+inline Planes planes_of(const uint8_t* bucket, int width, size_t entry) {
+    const uint8_t* at = bucket + entry * entry_bytes(width);
+    const uint8_t* pairs = at + (width & 4 ? 128 : 0);
+    return {at, pairs, pairs + (width & 2 ? 64 : 0)};
+}
 
 struct Free {
     void operator()(void* p) const { std::free(p); }

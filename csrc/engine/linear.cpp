@@ -48,11 +48,12 @@ void exact_product(const Packed& part, const Chunk& chunk, const Unpacked& unpac
     for (int t = 0; t < in.input.tokens; ++t)
         for (int b = 0; b < chunk.blocks; ++b) {
             double sum[kRows] = {};
-            for (size_t s = unpacked.start[static_cast<size_t>(b)]; s < unpacked.start[static_cast<size_t>(b) + 1]; ++s) {
+            const auto pair = static_cast<size_t>(b / 2);
+            for (size_t s = unpacked.start[pair]; s < unpacked.start[pair + 1]; ++s) {
                 const uint32_t p = unpacked.panel[s] & ~kHigh;
                 const double weight = unpacked.panel[s] & kHigh ? 256 : 1;
                 const float* x = in.x.data() + static_cast<size_t>(t) * columns + size_t{p} * kPanel;
-                const uint8_t* v = unpacked.values.get() + s * kEntry;
+                const uint8_t* v = unpacked.values.get() + (2 * s + static_cast<size_t>(b % 2)) * kEntry;
                 for (int r = 0; r < kRows; ++r)
                     for (int c = 0; c < kPanel; ++c)
                         sum[r] += weight * (v[c / 4 * kTile + 4 * r + c % 4] - 128) * static_cast<double>(x[c]);
@@ -119,19 +120,17 @@ void multiply_many(Compute& compute, const Task& task, int thread) {
     const Chunk& chunk = task.chunk;
     Unpacked& unpacked = compute.unpacked[static_cast<size_t>(thread)];
     std::vector<float>& room = compute.results[static_cast<size_t>(thread)];
-    const size_t rows = static_cast<size_t>(chunk.blocks) * kRows;
+    const size_t pairs = (static_cast<size_t>(chunk.blocks) + 1) / 2, rows = pairs * 2 * kRows;
     if (room.size() < rows * (kTokens + 1)) room.resize(rows * (kTokens + 1));
     float* ordered = room.data() + rows * kTokens;
     unpack_chunk(*compute.kernel, part, chunk, unpacked);
     for (int t = 0; t < task.in.input.tokens; t += kTokens) {
         const int count = std::min(kTokens, task.in.input.tokens - t);
-        for (size_t b = 0; b < static_cast<size_t>(chunk.blocks); ++b) {
-            const size_t start = unpacked.start[b], slots = unpacked.start[b + 1] - start;
-            alignas(64) float result[kTokens * kRows];
-            compute.kernel->block(unpacked.values.get() + start * kEntry, unpacked.panel.data() + start, slots,
-                                  task.in.input, static_cast<size_t>(t / kTokens), count, result);
-            for (size_t i = 0; i < static_cast<size_t>(count); ++i)
-                std::copy(result + i * kRows, result + (i + 1) * kRows, room.data() + i * rows + b * kRows);
+        for (size_t pair = 0; pair < pairs; ++pair) {
+            const size_t start = unpacked.start[pair], slots = unpacked.start[pair + 1] - start;
+            compute.kernel->blocks(unpacked.values.get() + start * 2 * kEntry, unpacked.panel.data() + start, slots,
+                                   task.in.input, static_cast<size_t>(t / kTokens), count,
+                                   room.data() + pair * 2 * kRows, rows);
         }
         for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
             const size_t token = static_cast<size_t>(t) + i;

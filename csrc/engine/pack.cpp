@@ -87,8 +87,12 @@ void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
     }
     for (const auto& m : members) b.meta.push_back(static_cast<uint8_t>(m.size()));
     uint8_t values[kEntry];
-    for (int bucket = 0; bucket < kBuckets; ++bucket)
-        for (const uint8_t block : members[bucket]) {
+    for (int bucket = 0; bucket < kBuckets; ++bucket) {
+        const std::vector<uint8_t>& blocks_in = members[bucket];
+        const size_t begin = b.data.size();
+        b.data.resize(begin + bucket_bytes(width_of(bucket), blocks_in.size()), 0);
+        for (size_t entry = 0; entry < blocks_in.size(); ++entry) {
+            const uint8_t block = blocks_in[entry];
             const int32_t* at = b.q.data() + static_cast<size_t>(block) * kRows * stride +
                                 static_cast<size_t>(panel) * kPanel;
             const int w = width_of(bucket), offset = 1 << (w - 1);
@@ -101,11 +105,10 @@ void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
                         values[static_cast<size_t>(t) * kTile + 4 * r + c] = static_cast<uint8_t>(part + offset);
                     }
             b.meta.push_back(block);
-            const size_t end = b.data.size();
-            b.data.resize(end + entry_bytes(w));
-            write_entry(values, w, b.data.data() + end);
-            ++b.entries;
+            write_entry(values, w, b.data.data() + begin, entry);
         }
+        b.entries += blocks_in.size();
+    }
 }
 
 }  // namespace
@@ -170,18 +173,16 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         chunk.outliers = out->outliers.size();
         out->outliers.insert(out->outliers.end(), b.outliers.begin(), b.outliers.end());
         chunk.outliers_end = out->outliers.size();
-        data += (b.data.size() + 63) / 64 * 64;
+        data += b.data.size();
         meta += b.meta.size();
         out->chunks.push_back(chunk);
     }
     out->data_bytes = data;
-    out->data = arena->take(data + kPadding);
+    out->data = arena->take(data);
     out->arena = std::move(arena);
-    std::memset(out->data + data, 0, kPadding);
     out->meta.reserve(meta);
     for (size_t c = 0; c < built.size(); ++c) {
         uint8_t* to = out->data + out->chunks[c].data;
-        built[c].data.resize((built[c].data.size() + 63) / 64 * 64);
         std::memcpy(to, built[c].data.data(), built[c].data.size());
         std::vector<uint8_t>().swap(built[c].data);
         out->meta.insert(out->meta.end(), built[c].meta.begin(), built[c].meta.end());
@@ -211,16 +212,15 @@ void expand_row(const Packed& packed, int32_t stored, float* out) {
         meta += kBuckets;
         for (int bucket = 0; bucket < kBuckets; ++bucket) {
             const int w = width_of(bucket);
-            if (const void* hit = counts[bucket] ? std::memchr(meta, wanted, counts[bucket]) : nullptr) {
-                read_entry(data + static_cast<size_t>(static_cast<const uint8_t*>(hit) - meta) * entry_bytes(w), w,
-                           values);
+            if (const void* const hit = counts[bucket] ? std::memchr(meta, wanted, counts[bucket]) : nullptr) {
+                read_entry(data, w, static_cast<size_t>(static_cast<const uint8_t*>(hit) - meta), values);
                 for (int c = 0; c < kPanel; ++c) {
                     const int v = values[c / 4 * kTile + 4 * lane + c % 4] - (1 << (w - 1));
                     row[c] += is_high(bucket) ? v * 256 : v;
                 }
             }
             meta += counts[bucket];
-            data += counts[bucket] * entry_bytes(w);
+            data += bucket_bytes(w, counts[bucket]);
         }
         for (int c = 0; c < kPanel; ++c) {
             const auto j = static_cast<size_t>(panel * kPanel + c);
