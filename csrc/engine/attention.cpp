@@ -10,7 +10,6 @@ namespace {
 
 using Vector = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
 
 Bf16 to_bf16(float x) {
     uint32_t bits;
@@ -21,47 +20,62 @@ Bf16 to_bf16(float x) {
 
 }  // namespace
 
-// The helpers take part in each clone of the functions below, so they must be inlined.
-#define LOAD(to, from)                                                        \
-    Vector to;                                                                \
-    if constexpr (sizeof(C) == 2) {                                           \
-        Halves halves;                                                        \
-        std::memcpy(&halves, from, sizeof halves);                            \
-        const Words words = __builtin_convertvector(halves, Words) << 16;     \
-        std::memcpy(&to, &words, sizeof to);                                  \
-    } else {                                                                  \
-        std::memcpy(&to, from, sizeof to);                                    \
-    }
-
-// scores[r * span + ...] = q[r] . keys of the positions [begin, begin + span), span a multiple of 16.
-template <class C, int N>
-[[gnu::always_inline]] inline void score(const C* keys, const float* const* q, int padded, int dimension, int begin,
-                                         int span, float* scores) {
-    for (int at = 0; at < span; at += 16) {
-        const C* k = keys + static_cast<size_t>(begin + at) * static_cast<size_t>(padded);
-        Vector sum[N] = {};
-        for (int d = 0; d < dimension; ++d) {
-            LOAD(key, k + 16 * d)
-            for (int r = 0; r < N; ++r) sum[r] += q[r][d] * key;
-        }
-        for (int r = 0; r < N; ++r) std::memcpy(scores + r * span + at, &sum[r], sizeof(Vector));
+// 32 numbers of the cache: a and b, 16 each. The helpers take part in each clone of the functions below, so they must
+// be inlined, and vectors cannot be returned from what is not.
+template <class C>
+[[gnu::always_inline]] inline void load(const C* from, Vector& a, Vector& b) {
+    if constexpr (sizeof(C) == 2) {
+        Words words;
+        std::memcpy(&words, from, sizeof words);
+        const Words low = words << 16, high = words & 0xffff0000u;
+        std::memcpy(&a, &low, sizeof a);
+        std::memcpy(&b, &high, sizeof b);
+    } else {
+        std::memcpy(&a, from, sizeof a);
+        std::memcpy(&b, from + 16, sizeof b);
     }
 }
 
-// out[r][d ..] = sum over positions of scores[r][position] * values[position][d ..], W vectors of dimensions.
+// scores[r * span + ...] = q[r] . keys of the positions [begin, begin + span), both multiples of 32.
+template <class C, int N>
+[[gnu::always_inline]] inline void score(const C* keys, const float* const* q, int padded, int dimension, int begin,
+                                         int span, float* scores) {
+    for (int at = 0; at < span; at += kGroup) {
+        const C* k = keys + static_cast<size_t>(begin + at) * static_cast<size_t>(padded);
+        Vector first[N] = {}, second[N] = {};
+        for (int d = 0; d < dimension; ++d, k += kGroup) {
+            Vector a, b;
+            load(k, a, b);
+            for (int r = 0; r < N; ++r) {
+                first[r] += q[r][d] * a;
+                second[r] += q[r][d] * b;
+            }
+        }
+        for (int r = 0; r < N; ++r) {
+            std::memcpy(scores + r * span + at, &first[r], sizeof(Vector));
+            std::memcpy(scores + r * span + at + 16, &second[r], sizeof(Vector));
+        }
+    }
+}
+
+// out[r][d ..] = sum over positions of scores[r][position] * values[position][d ..], W groups of 32 dimensions.
 template <class C, int N, int W>
 [[gnu::always_inline]] inline void mix_columns(const C* values, const float* scores, int padded, int left, int begin,
                                                int span, int used, float* const* out, int d) {
-    Vector sum[N * W] = {};
+    Vector sum[N * 2 * W] = {};
     const C* v = values + static_cast<size_t>(begin) * static_cast<size_t>(padded);
     for (int at = 0; at < used; ++at, v += padded)
         for (int w = 0; w < W; ++w) {
-            LOAD(value, v + 16 * w)
-            for (int r = 0; r < N; ++r) sum[r * W + w] += scores[r * span + at] * value;
+            Vector a, b;
+            load(v + kGroup * w, a, b);
+            for (int r = 0; r < N; ++r) {
+                sum[(r * W + w) * 2] += scores[r * span + at] * a;
+                sum[(r * W + w) * 2 + 1] += scores[r * span + at] * b;
+            }
         }
     for (int r = 0; r < N; ++r)
-        for (int w = 0; w < W && 16 * w < left; ++w)
-            std::memcpy(out[r] + d + 16 * w, &sum[r * W + w],
+        for (int w = 0; w < 2 * W && 16 * w < left; ++w)
+            std::memcpy(out[r] + d + 16 * w, &sum[r * 2 * W + w],
                         static_cast<size_t>(std::min(16, left - 16 * w)) * sizeof(float));
 }
 
@@ -70,9 +84,9 @@ template <class C, int N>
                                        int span, int used, float* const* out) {
     int d = 0;
     // Whole cache lines of a row at once where the registers hold their sums.
-    for (constexpr int W = 16 / N; d + 16 * W <= padded; d += 16 * W)
+    for (constexpr int W = 8 / N; d + kGroup * W <= padded; d += kGroup * W)
         mix_columns<C, N, W>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
-    for (; d < padded; d += 16)
+    for (; d < padded; d += kGroup)
         mix_columns<C, N, 1>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
 }
 
@@ -118,7 +132,6 @@ SPRAT_CLONES static void attend_float(const float* keys, const float* values, in
                                       const Queries& queries, int begin, int span, float* scores) {
     attend_with(keys, values, padded, dimension, scale, queries, begin, span, scores);
 }
-#undef LOAD
 
 void attend(Cache& cache, int layer, int head, int dimension, float scale, const Queries& queries,
             std::vector<float>& scores) {
@@ -131,8 +144,8 @@ void attend(Cache& cache, int layer, int head, int dimension, float scale, const
         begin = std::min(begin, queries.first[r]);
         end = std::max(end, queries.last[r]);
     }
-    begin = begin / 16 * 16;
-    const int span = (end - begin + 15) / 16 * 16;
+    begin = begin / kGroup * kGroup;
+    const int span = (end - begin + kGroup - 1) / kGroup * kGroup;
     const size_t needed = static_cast<size_t>(count) * static_cast<size_t>(span) + static_cast<size_t>(dimension);
     if (room.size() < needed) room.resize(needed);
     for (int r = queries.count; r < count; ++r) {
@@ -154,9 +167,9 @@ void attend(Cache& cache, int layer, int head, int dimension, float scale, const
 Cache::Cache(int layers, int heads, int dimension, int capacity, bool exact)
     : heads_(heads),
       dimension_(dimension),
-      padded_((dimension + 15) / 16 * 16),
+      padded_((dimension + kGroup - 1) / kGroup * kGroup),
       capacity_(capacity),
-      rounded_((capacity + 15) / 16 * 16),
+      rounded_((capacity + kGroup - 1) / kGroup * kGroup),
       exact_(exact) {
     const size_t bytes = 2 * static_cast<size_t>(heads) * head_values() * (exact ? sizeof(float) : sizeof(Bf16));
     for (int l = 0; l < layers; ++l) {
@@ -174,12 +187,14 @@ size_t Cache::bytes() const {
 
 void Cache::put(int layer, int head, int position, const float* key, const float* value) {
     const auto at = static_cast<size_t>(position), width = static_cast<size_t>(padded_);
+    // Of 32 numbers, the i-th and the (16 + i)-th share a word where they are halves.
+    const auto place = [this](size_t i) { return exact_ ? i : i % 16 * 2 + i / 16; };
     const auto store = [&](auto* keys, auto* values, auto convert) {
-        keys += at / 16 * 16 * width + at % 16;
+        keys += at / kGroup * kGroup * width + place(at % kGroup);
         values += at * width;
-        for (int d = 0; d < dimension_; ++d) {
-            keys[16 * d] = convert(key[d]);
-            values[d] = convert(value[d]);
+        for (size_t d = 0; d < static_cast<size_t>(dimension_); ++d) {
+            keys[kGroup * d] = convert(key[d]);
+            values[d / kGroup * kGroup + place(d % kGroup)] = convert(value[d]);
         }
     };
     if (exact_)

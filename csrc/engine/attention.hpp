@@ -11,8 +11,11 @@ namespace sprat::engine {
 
 using Bf16 = uint16_t;
 
-// Keys lie by 16 positions, [head][position / 16][dimension][position % 16], so that one vector holds 16 positions;
-// values [head][position][dimension]. Memory is claimed as it is touched.
+constexpr int kGroup = 32;  // numbers that one load brings
+
+// Keys lie by 32 positions, [head][position / 32][dimension][position % 32], so that vectors hold positions; values
+// [head][position][dimension]. Of 32 bf16 numbers the i-th and the (16 + i)-th share a 32-bit word: a shift and a mask
+// make floats of them. Memory is claimed as it is touched.
 class Cache {
   public:
     Cache(int layers, int heads, int dimension, int capacity, bool exact);

@@ -50,7 +50,7 @@ class Architecture:
     def cache_values(self) -> int:
         """Numbers that the key-value cache holds for each token."""
         s = self.shape
-        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 16) * 16)
+        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32)
 
 
 def architecture(config: dict[str, Any]) -> Architecture:
