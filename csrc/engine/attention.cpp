@@ -42,7 +42,8 @@ template <class C, int N>
                                          int span, float* scores) {
     for (int at = 0; at < span; at += kGroup) {
         const C* k = keys + static_cast<size_t>(begin + at) * static_cast<size_t>(padded);
-        Vector first[N] = {}, second[N] = {};
+        Vector first[N], second[N];
+        for (int r = 0; r < N; ++r) first[r] = second[r] = Vector{};
         for (int d = 0; d < dimension; ++d, k += kGroup) {
             Vector a, b;
             load(k, a, b);
@@ -62,7 +63,8 @@ template <class C, int N>
 template <class C, int N, int W>
 [[gnu::always_inline]] inline void mix_columns(const C* values, const float* scores, int padded, int left, int begin,
                                                int span, int used, float* const* out, int d) {
-    Vector sum[N * 2 * W] = {};
+    Vector sum[N * 2 * W];
+    for (Vector& s : sum) s = Vector{};
     const C* v = values + static_cast<size_t>(begin) * static_cast<size_t>(padded);
     for (int at = 0; at < used; ++at, v += padded)
         for (int w = 0; w < W; ++w) {
@@ -90,6 +92,22 @@ template <class C, int N>
         mix_columns<C, N, 1>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
 }
 
+// s (span, a multiple of 32) = e^(scale s) within [first, last), in shares of their sum; elsewhere less than 1e-37.
+[[gnu::always_inline]] inline void softmax(float* s, int span, int first, int last, float scale) {
+    for (int i = 0; i < first; ++i) s[i] = -1e30f;
+    for (int i = last; i < span; ++i) s[i] = -1e30f;
+    float most = -1e30f, sum = 0;
+#pragma omp simd reduction(max : most)
+    for (int i = 0; i < span; ++i) most = s[i] > most ? s[i] : most;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < span; ++i) {
+        s[i] = exp_of((s[i] - most) * scale);
+        sum += s[i];
+    }
+    const float inverse = 1.0f / sum;
+    for (int i = 0; i < span; ++i) s[i] *= inverse;
+}
+
 template <class C>
 [[gnu::always_inline]] inline void attend_with(const C* keys, const C* values, int padded, int dimension, float scale,
                                                const Queries& queries, int begin, int span, float* scores) {
@@ -99,20 +117,7 @@ template <class C>
     for (; r < queries.count; r += 4)
         score<C, 4>(keys, queries.q + r, padded, dimension, begin, span, scores + r * span);
     for (r = 0; r < queries.count; ++r) {
-        float* s = scores + r * span;
-        const int first = queries.first[r] - begin, last = queries.last[r] - begin;
-        float most = -3.0e38f, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int i = first; i < last; ++i) most = std::max(most, s[i]);
-#pragma omp simd reduction(+ : sum)
-        for (int i = first; i < last; ++i) {
-            s[i] = exp_of((s[i] - most) * scale);
-            sum += s[i];
-        }
-        const float inverse = 1.0f / sum;
-        for (int i = first; i < last; ++i) s[i] *= inverse;
-        for (int i = 0; i < first; ++i) s[i] = 0;
-        for (int i = last; i < span; ++i) s[i] = 0;
+        softmax(scores + r * span, span, queries.first[r] - begin, queries.last[r] - begin, scale);
     }
     // Only positions that some query sees: what lies behind the last may never have been written.
     int used = 0;
