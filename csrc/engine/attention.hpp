@@ -34,7 +34,8 @@ class Cache {
 
     template <class C>
     C* keys(int layer, int head) {
-        return reinterpret_cast<C*>(layers_[static_cast<size_t>(layer)].get()) + head_values() * static_cast<size_t>(head);
+        auto* all = reinterpret_cast<C*>(layers_[static_cast<size_t>(layer)].get());
+        return all + head_values() * static_cast<size_t>(head);
     }
     template <class C>
     C* values(int layer, int head) {

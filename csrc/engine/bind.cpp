@@ -27,8 +27,9 @@ void require(bool good, const std::string& message) {
 }
 
 template <class T>
-std::shared_ptr<Packed> pack_matrix(const Matrix<const T>& q, const Array<const float>& row, const Array<const float>& column,
-                                    int64_t output, int parts, std::shared_ptr<Arena> arena) {
+std::shared_ptr<Packed> pack_matrix(const Matrix<const T>& q, const Array<const float>& row,
+                                    const Array<const float>& column, int64_t output, int parts,
+                                    std::shared_ptr<Arena> arena) {
     const size_t limit = size_t{1} << 30;
     require(q.shape(0) > 0 && q.shape(1) > 0 && q.shape(0) < limit && q.shape(1) < limit, "q has an impossible shape");
     require(row.shape(0) == q.shape(0) && column.shape(0) == q.shape(1),
@@ -58,7 +59,10 @@ void set_linear(Model& model, int layer, const std::string& name, std::vector<st
     const Shape& s = model.shape;
     const int64_t query = int64_t{s.heads} * s.dimension, both = query + 2 * int64_t{s.kv_heads} * s.dimension;
     const int64_t in = name == "o" ? query : name == "down" ? s.inner : s.hidden;
-    const int64_t out = name == "qkv" ? both : name == "gate_up" ? 2 * int64_t{s.inner} : name == "head" ? s.vocabulary : s.hidden;
+    const int64_t out = name == "qkv"       ? both
+                        : name == "gate_up" ? 2 * int64_t{s.inner}
+                        : name == "head"    ? s.vocabulary
+                                            : s.hidden;
     std::vector<bool> filled(static_cast<size_t>(out));
     int64_t rows = 0;
     for (const auto& part : parts) {
@@ -110,7 +114,8 @@ void set_layer(Model& model, int layer, int window, int rope) {
 }
 
 void set_embedding(Model& model, std::shared_ptr<Packed> packed) {
-    require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary && packed->output == 0,
+    require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary &&
+                packed->output == 0,
             "embedding: the wrong shape");
     std::vector<int32_t> where(static_cast<size_t>(packed->rows), -1);
     for (const Chunk& chunk : packed->chunks)
@@ -145,7 +150,8 @@ void step(Model& model, const std::vector<Cache*>& caches, const std::vector<Arr
         parts.push_back({caches[i], ids[i].data(), static_cast<int>(ids[i].shape(0))});
         rows += all ? ids[i].shape(0) : 1;
     }
-    require(out.shape(0) == rows && out.shape(1) == static_cast<size_t>(model.shape.vocabulary), "out has the wrong shape");
+    require(out.shape(0) == rows && out.shape(1) == static_cast<size_t>(model.shape.vocabulary),
+            "out has the wrong shape");
     nb::gil_scoped_release release;
     const std::lock_guard lock(model.mutex());
     model.step(parts, all, out.data());

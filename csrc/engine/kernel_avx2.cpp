@@ -30,8 +30,7 @@ SPRAT_TARGET inline __m256i half_tile(const Planes& at, int t, int half) {
     if constexpr (W & 1) {
         int32_t bits;
         __builtin_memcpy(&bits, at.bits + 8 * t + 4 * half, 4);
-        const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                              3, 3, 3, 3, 3, 3);
+        const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
         const __m256i mask = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
         const __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte), mask);
         v = _mm256_or_si256(v, _mm256_and_si256(_mm256_cmpeq_epi8(spread, mask), splat(1 << (W - 1))));
@@ -141,8 +140,10 @@ SPRAT_TARGET inline void rows_of(const uint8_t* v, const uint32_t* panel, size_t
             const __m256i w = _mm256_xor_si256(load(v + kTile * i), splat(128));
             for (int t = 0; t < N; ++t) sum[t] = dot<true>(sum[t], w, quad(q + 16 * t + 4 * i));
         }
-        for (int t = 0; t < N; ++t)
-            total[t] = _mm256_add_ps(total[t], times(sum[t], panel[s] & kHigh, _mm256_set1_ps(x.scale[at + static_cast<size_t>(t)])));
+        for (int t = 0; t < N; ++t) {
+            const __m256 scale = _mm256_set1_ps(x.scale[at + static_cast<size_t>(t)]);
+            total[t] = _mm256_add_ps(total[t], times(sum[t], panel[s] & kHigh, scale));
+        }
     }
     for (int t = 0; t < N; ++t) _mm256_storeu_ps(y + static_cast<size_t>(t) * stride, total[t]);
 }

@@ -101,8 +101,9 @@ SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels,
 
 template <int W>
 SPRAT_TARGET inline void raised(const Planes& entry, int raise, uint8_t* values) {
+    const uint8x16_t more = vdupq_n_u8(static_cast<uint8_t>(raise));
     for (int i = 0; i < 4 * kQuads; ++i)
-        vst1q_u8(values + 16 * i, vaddq_u8(quarter_tile<W>(entry, i / 4, i % 4), vdupq_n_u8(static_cast<uint8_t>(raise))));
+        vst1q_u8(values + 16 * i, vaddq_u8(quarter_tile<W>(entry, i / 4, i % 4), more));
 }
 
 SPRAT_TARGET void unpack(const Planes& entry, int width, int raise, uint8_t* values) {

@@ -69,8 +69,8 @@ struct Outlier {  // an integer too large for two planes
     float value;
 };
 
-// Neighbouring rows that are computed together, sorted among themselves: for each panel 16 counts of entries by bucket (meta), then the entries' block
-// numbers, bucket by bucket; the entries themselves lie in the same order in data.
+// Neighbouring rows that are computed together, sorted among themselves. meta: for each panel 16 counts of entries by
+// bucket, then the entries' block numbers, bucket by bucket; data: the entries, in the same order.
 struct Chunk {
     int32_t first = 0, blocks = 0;  // in blocks
     int32_t rows = 0;               // without padding; they are the outputs from 16 * first on

@@ -166,7 +166,8 @@ void Linear::apply(Compute& compute, const float* x, size_t stride_x, int tokens
         const Packed& part = *parts[i];
         const Chunk& chunk = part.chunks[c];
         const Task piece{part, chunk, mine[i], y + part.output + chunk.first * kRows, stride_y};
-        (compute.exact ? multiply_exactly : tokens < kUnpackFrom ? multiply_few : multiply_many)(compute, piece, thread);
+        const auto run = compute.exact ? multiply_exactly : tokens < kUnpackFrom ? multiply_few : multiply_many;
+        run(compute, piece, thread);
     });
     if (bias.empty()) return;
     for (int t = 0; t < tokens; ++t) add(bias.data(), bias.size(), y + static_cast<size_t>(t) * stride_y);

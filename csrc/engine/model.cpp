@@ -192,7 +192,7 @@ void Model::attention(const std::vector<Part>& parts, const Token* tokens, int c
         Queries queries;
         queries.count = task.count;
         for (int i = 0; i < task.count; ++i) {
-            const int token = task.token + (task.first + i) / group, head = task.head * group + (task.first + i) % group;
+            const int row = task.first + i, token = task.token + row / group, head = task.head * group + row % group;
             const int last = tokens[token].position + 1;
             queries.q[i] = qkv_.data() + size(token) * width + size(head) * dimension;
             queries.out[i] = mixed_.data() + size(token) * query + size(head) * dimension;

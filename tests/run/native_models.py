@@ -103,10 +103,14 @@ def lattice_of(matrix: np.ndarray, steps: float = 40, seed: int = 0) -> Lattice:
     return Lattice(q, row, col, *entropy.classes(1 / row.values(), 1 / col.values()))
 
 
-def write_model(family: str, path: Path, stacked: bool = True, steps: float = 40) -> Path:
+def write_model(
+    family: str, path: Path, stacked: bool = True, steps: float = 40, context: int | None = None
+) -> Path:
     """A model of the family with random norms and biases, its matrices lattices, stacked as `fit` stacks them."""
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[family])
+    if context:
+        config.max_position_embeddings = context
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():

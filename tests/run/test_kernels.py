@@ -19,7 +19,9 @@ def packed(q: np.ndarray, row=None, column=None, output: int = 0, parts: int = 1
     return _core.pack(q, row, column, output, parts, _core.Arena())
 
 
-def product(matrix, x: np.ndarray, kernel: str = "auto", threads: int = 1, exact: bool = False, rows: int = 0):
+def product(
+    matrix, x: np.ndarray, kernel: str = "auto", threads: int = 1, exact: bool = False, rows: int = 0
+):
     y = np.full((len(x), rows or matrix.rows), np.nan, np.float32)
     _core.Product(matrix, threads, kernel, exact).multiply(x, y)
     return y
@@ -74,7 +76,9 @@ def test_rows_come_back_as_they_were(q):
 @given(matrices, st.sampled_from([1, 2, 3, 4, 7, 16, 21, 40]), st.integers(0, 2**32))
 def test_every_kernel_gives_the_portable_ones_bits(kernel, q, tokens, seed):
     rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((tokens, q.shape[1])) * np.exp2(rng.normal(0, 4, (tokens, 1)))).astype(np.float32)
+    x = (rng.standard_normal((tokens, q.shape[1])) * np.exp2(rng.normal(0, 4, (tokens, 1)))).astype(
+        np.float32
+    )
     x[rng.random(x.shape) < 0.05] = 0
     matrix = packed(q, parts=2)
     assert np.array_equal(product(matrix, x, kernel), product(matrix, x, "portable"))

@@ -115,7 +115,11 @@ def _windows(read: _Reader, family: str, layers: int) -> tuple[int, ...]:
     """The sliding window of each layer, 0 where it sees everything."""
     config = read.config
     window = config.get("sliding_window")
-    if window is None or family == "llama" or (family.startswith("qwen") and not config.get("use_sliding_window")):
+    if (
+        window is None
+        or family == "llama"
+        or (family.startswith("qwen") and not config.get("use_sliding_window"))
+    ):
         return (0,) * layers
     window = read.whole("sliding_window", 1, 1 << 30)
     if family == "mistral":
@@ -188,21 +192,23 @@ class _Reader:
     def whole(self, name: str, least: int, most: int, default: int | None = None) -> int:
         value = self.config.get(name)
         value = default if value is None else value
-        if type(value) is not int or not least <= value <= most:
-            raise FormatError(f"config: {name!r} must be a whole number from {least} to {most}, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise FormatError(
+                f"config: {name!r} must be a whole number from {least} to {most}, not {value!r}"
+            )
         return value
 
     def number(self, name: str, least: float, most: float, default: float) -> float:
         value = self.config.get(name)
         value = default if value is None else value
-        if type(value) not in (int, float) or not least <= value <= most:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
             raise FormatError(f"config: {name!r} must be a number from {least:g} to {most:g}, not {value!r}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.config.get(name)
         value = default if value is None else value
-        if type(value) is not bool:
+        if not isinstance(value, bool):
             raise FormatError(f"config: {name!r} must be true or false, not {value!r}")
         return value
 

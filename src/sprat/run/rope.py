@@ -92,7 +92,9 @@ def _llama3(settings: dict[str, Any], frequency: np.ndarray, base: float) -> Rop
     wave = 2 * math.pi / frequency
     smooth = (length / wave - low) / (high - low)
     between = (1 - smooth) * frequency / factor + smooth * frequency
-    scaled = np.where(wave > length / low, frequency / factor, np.where(wave < length / high, frequency, between))
+    scaled = np.where(
+        wave > length / low, frequency / factor, np.where(wave < length / high, frequency, between)
+    )
     return Rope(scaled.astype(np.float32), 1.0)
 
 
@@ -118,7 +120,9 @@ def _yarn(settings: dict[str, Any], frequency: np.ndarray, base: float) -> Rope:
     if settings.get("attention_factor") is not None:
         scale = _number(settings, "attention_factor", 1e-6, 1e6)
     elif weight and every:
-        scale = magnitude(_number(settings, "mscale", 0, 1e3)) / magnitude(_number(settings, "mscale_all_dim", 0, 1e3))
+        scale = magnitude(_number(settings, "mscale", 0, 1e3)) / magnitude(
+            _number(settings, "mscale_all_dim", 0, 1e3)
+        )
     else:
         scale = magnitude(1)
     return Rope(mixed.astype(np.float32), scale)
@@ -134,8 +138,10 @@ _KINDS: dict[str, Callable[[dict[str, Any], np.ndarray, float], Rope]] = {
 
 def _number(settings: dict[str, Any], name: str, least: float, most: float) -> float:
     value = settings.get(name)
-    if type(value) not in (int, float) or not least <= value <= most:
-        raise FormatError(f"config: the rope's {name!r} must be a number from {least:g} to {most:g}, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise FormatError(
+            f"config: the rope's {name!r} must be a number from {least:g} to {most:g}, not {value!r}"
+        )
     return float(value)
 
 
