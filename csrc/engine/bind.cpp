@@ -8,6 +8,10 @@
 
 #include <limits>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include "model.hpp"
 #include "pack.hpp"
 
@@ -271,6 +275,12 @@ void register_engine(nb::module_& m) {
         require(stored >= 0 && stored < packed.blocks * kRows && out.shape(0) == static_cast<size_t>(packed.columns),
                 "expand_row: out of range");
         expand_row(packed, stored, out.data());
+    });
+    // What loading freed goes back to the system, where the allocator would keep it.
+    m.def("trim_memory", [] {
+#if defined(__GLIBC__)
+        malloc_trim(0);
+#endif
     });
     m.def("kernels", [] {
         std::vector<std::string> names;

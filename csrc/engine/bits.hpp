@@ -5,24 +5,30 @@
 
 namespace sprat::engine {
 
-// values: the four tiles of an entry, kEntry numbers below 2^width; the bucket's bytes are zero before its entries.
-inline void write_entry(const uint8_t* values, int width, uint8_t* bucket, size_t entry) {
-    const Planes planes = planes_of(bucket, width, entry);
-    const auto put = [bucket](const uint8_t* at, unsigned value) {
-        uint8_t& byte = bucket[at - bucket];
-        byte = static_cast<uint8_t>(byte | value);
-    };
+// values: the four tiles of an entry, kEntry numbers below 2^width; out: entry_bytes(width).
+inline void write_entry(const uint8_t* values, int width, uint8_t* out) {
+    const uint8_t *a = values, *b = a + kTile, *c = b + kTile, *d = c + kTile;
+    if (width == 8) {
+        std::copy(values, values + kEntry, out);
+        return;
+    }
+    if (width & 4) {
+        for (int i = 0; i < kTile; ++i) out[i] = static_cast<uint8_t>((a[i] & 15) | b[i] << 4);
+        for (int i = 0; i < kTile; ++i) out[kTile + i] = static_cast<uint8_t>((c[i] & 15) | d[i] << 4);
+        out += 2 * kTile;
+    }
     const int above = width & 4 ? 4 : 0, top = above + (width & 2 ? 2 : 0);
-    for (int t = 0; t < kQuads; ++t)
-        for (int i = 0; i < kTile; ++i) {
-            const unsigned v = values[t * kTile + i];
-            if (width == 8) {
-                put(planes.nibbles + t * kTile + i, v);
-                continue;
-            }
-            if (width & 4) put(planes.nibbles + t / 2 * kTile + i, (v & 15) << (t % 2 * 4));
-            if (width & 2) put(planes.pairs + i, (v >> above & 3) << (2 * t));
-            if (width & 1) put(planes.bits + 8 * t + i / 8, (v >> top & 1) << (i % 8));
+    if (width & 2) {
+        for (int i = 0; i < kTile; ++i)
+            out[i] = static_cast<uint8_t>((a[i] >> above & 3) | (b[i] >> above & 3) << 2 | (c[i] >> above & 3) << 4 |
+                                          (d[i] >> above & 3) << 6);
+        out += kTile;
+    }
+    if (width & 1)
+        for (int i = 0; i < kEntry / 8; ++i) {
+            unsigned byte = 0;
+            for (int bit = 0; bit < 8; ++bit) byte |= (values[8 * i + bit] >> top & 1u) << bit;
+            out[i] = static_cast<uint8_t>(byte);
         }
 }
 

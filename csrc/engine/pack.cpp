@@ -54,27 +54,27 @@ int width_for(int32_t least, int32_t most) {
     return width;
 }
 
-// A chunk's integers in stored order: (blocks * 16, panels * 16).
 struct Builder {
-    std::vector<int32_t> q;
     std::vector<uint8_t> data, meta;
     std::vector<Outlier> outliers;
     size_t entries = 0;
 };
 
-void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
+// One panel of a chunk whose integers are q (blocks * 16, panels * 16), in stored order.
+void write_panel(Builder& b, const int16_t* q, int32_t blocks, int32_t panels, int32_t panel) {
     const auto stride = static_cast<size_t>(panels) * kPanel;
+    const int16_t* const first = q + static_cast<size_t>(panel) * kPanel;
     int32_t width[kMaxBlocks];
     std::vector<uint8_t> members[kBuckets];
     for (int32_t block = 0; block < blocks; ++block) {
-        const int32_t* at = b.q.data() + static_cast<size_t>(block) * kRows * stride +
-                            static_cast<size_t>(panel) * kPanel;
-        int32_t least = 0, most = 0;
+        const int16_t* at = first + static_cast<size_t>(block) * kRows * stride;
+        int16_t low[kPanel] = {}, high[kPanel] = {};
         for (size_t r = 0; r < kRows; ++r)
             for (size_t c = 0; c < kPanel; ++c) {
-                least = std::min(least, at[r * stride + c]);
-                most = std::max(most, at[r * stride + c]);
+                low[c] = std::min(low[c], at[r * stride + c]);
+                high[c] = std::max(high[c], at[r * stride + c]);
             }
+        const int32_t least = *std::min_element(low, low + kPanel), most = *std::max_element(high, high + kPanel);
         width[block] = width_for(least, most);
         if (!width[block]) continue;
         const auto name = static_cast<uint8_t>(block);
@@ -93,19 +93,16 @@ void write_panel(Builder& b, int32_t blocks, int32_t panels, int32_t panel) {
         b.data.resize(begin + bucket_bytes(width_of(bucket), blocks_in.size()), 0);
         for (size_t entry = 0; entry < blocks_in.size(); ++entry) {
             const uint8_t block = blocks_in[entry];
-            const int32_t* at = b.q.data() + static_cast<size_t>(block) * kRows * stride +
-                                static_cast<size_t>(panel) * kPanel;
+            const int16_t* at = first + static_cast<size_t>(block) * kRows * stride;
             const int w = width_of(bucket), offset = 1 << (w - 1);
             const bool split = width[block] > 8;
-            for (int t = 0; t < kQuads; ++t)
-                for (size_t r = 0; r < kRows; ++r)
-                    for (size_t c = 0; c < 4; ++c) {
-                        const int32_t v = at[r * stride + static_cast<size_t>(4 * t) + c], high = (v + 128) >> 8;
-                        const int32_t part = is_high(bucket) ? high : split ? v - 256 * high : v;
-                        values[static_cast<size_t>(t) * kTile + 4 * r + c] = static_cast<uint8_t>(part + offset);
-                    }
+            // What is left after the other half: high = (v + 128) >> 8, low = v - 256 high.
+            const auto part = [&](int v) { return is_high(bucket) ? (v + 128) >> 8 : split ? int8_t(v) : v; };
+            for (size_t r = 0; r < kRows; ++r)
+                for (size_t c = 0; c < kPanel; ++c)
+                    values[c / 4 * kTile + 4 * r + c % 4] = static_cast<uint8_t>(part(at[r * stride + c]) + offset);
             b.meta.push_back(block);
-            write_entry(values, w, b.data.data() + begin, entry);
+            write_entry(values, w, b.data.data() + begin + entry * entry_bytes(w));
         }
         b.entries += blocks_in.size();
     }
@@ -138,6 +135,7 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
     out->row_scale.assign(static_cast<size_t>(out->blocks) * kRows, 0);
     out->place.assign(static_cast<size_t>(out->blocks) * kRows, 0);
     std::vector<Builder> built(static_cast<size_t>(chunks));
+    std::vector<int16_t> integers;
     size_t data = 0, meta = 0;
     for (int64_t c = 0; c < chunks; ++c) {
         Builder& b = built[static_cast<size_t>(c)];
@@ -147,7 +145,7 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         const int32_t begin = chunk.first * kRows;
         chunk.rows = std::min(rows - begin, chunk.blocks * kRows);
         const std::vector<int32_t> row_order = largest_first(row_size, begin, begin + chunk.rows);
-        b.q.assign(static_cast<size_t>(chunk.blocks) * kRows * width, 0);
+        integers.assign(static_cast<size_t>(chunk.blocks) * kRows * width, 0);
         for (int32_t r = 0; r < chunk.blocks * kRows; ++r) {
             const auto stored = static_cast<size_t>(begin + r);
             out->place[stored] = static_cast<uint16_t>(r);
@@ -155,18 +153,17 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
             const auto source = static_cast<size_t>(row_order[static_cast<size_t>(r)]);
             out->row_scale[stored] = row_scale[source];
             out->place[stored] = static_cast<uint16_t>(source - static_cast<size_t>(begin));
-            int32_t* to = b.q.data() + static_cast<size_t>(r) * width;
+            int16_t* to = integers.data() + static_cast<size_t>(r) * width;
             const T* from = q + source * static_cast<size_t>(columns);
             for (size_t j = 0; j < column_order.size(); ++j) {
                 const int32_t v = from[column_order[j]];
                 if (v > kMaxInteger || v < -kMaxInteger) [[unlikely]]
                     b.outliers.push_back({r, static_cast<int32_t>(j), static_cast<float>(v)});
                 else
-                    to[j] = v;
+                    to[j] = static_cast<int16_t>(v);
             }
         }
-        for (int32_t panel = 0; panel < out->panels; ++panel) write_panel(b, chunk.blocks, out->panels, panel);
-        std::vector<int32_t>().swap(b.q);
+        for (int32_t panel = 0; panel < out->panels; ++panel) write_panel(b, integers.data(), chunk.blocks, out->panels, panel);
         chunk.data = data;
         chunk.meta = meta;
         chunk.entries = b.entries;

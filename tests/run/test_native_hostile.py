@@ -30,6 +30,9 @@ class Altered:
         self.names = tuple(name for name in artifact.names if name not in drop)
         self.artifact, self.change = artifact, change or (lambda name, entry: entry)
 
+    def release_pages(self):
+        pass
+
     def entry(self, name, threads=1):
         return self.change(name, self.artifact.entry(name))
 

@@ -33,6 +33,8 @@ def load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> No
     names = sorted(artifact.names, key=lambda name: not ("embed" in name or "lm_head" in name))
     with ThreadPoolExecutor(threads) as pool:
         found = [piece for pieces in pool.map(read, names) for piece in pieces]
+    artifact.release_pages()
+    _core.trim_memory()
     for place, maps, content in found:
         for name in maps:
             if name not in absent:
