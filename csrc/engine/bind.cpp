@@ -12,6 +12,7 @@
 #include <malloc.h>
 #endif
 
+#include "bandwidth.hpp"
 #include "model.hpp"
 #include "pack.hpp"
 
@@ -281,6 +282,13 @@ void register_engine(nb::module_& m) {
 #if defined(__GLIBC__)
         malloc_trim(0);
 #endif
+    });
+    m.def("read_bandwidth", [](int64_t bytes, int threads, int rounds) {
+        require(bytes > 0 && bytes <= (int64_t{1} << 40) && threads >= 1 && threads <= 1024 && rounds >= 1 &&
+                    rounds <= 10000,
+                "read_bandwidth: out of range");
+        nb::gil_scoped_release release;
+        return read_bandwidth(static_cast<size_t>(bytes), threads, rounds);
     });
     m.def("kernels", [] {
         std::vector<std::string> names;

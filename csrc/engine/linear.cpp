@@ -105,6 +105,10 @@ void multiply_few(Compute& compute, const Task& task, int) {
     const Packed& part = task.part;
     const Chunk& chunk = task.chunk;
     alignas(64) float result[kMaxBlocks * kRows];
+    // Needed only when the product is done: on their way to the cache meanwhile.
+    const size_t first = static_cast<size_t>(chunk.first) * kRows, rows = static_cast<size_t>(chunk.rows);
+    for (size_t r = 0; r < rows; r += 16) __builtin_prefetch(part.row_scale.data() + first + r);
+    for (size_t r = 0; r < rows; r += 32) __builtin_prefetch(part.place.data() + first + r);
     for (int t = 0; t < task.in.input.tokens; ++t) {
         const auto token = static_cast<size_t>(t);
         std::fill(result, result + chunk.blocks * kRows, 0.0f);

@@ -167,3 +167,10 @@ def test_shapes_that_do_not_fit_are_refused():
         product(packed(q), np.ones((1, 4), np.float32))
     with pytest.raises(ValueError, match="out of range"):
         _core.expand_row(packed(q), 16, one)
+
+
+def test_memory_is_measured():
+    rate = _core.read_bandwidth(8 << 20, 2, 3)
+    assert 1e8 < rate < 1e13
+    with pytest.raises(ValueError, match="read_bandwidth"):
+        _core.read_bandwidth(0, 1, 1)
