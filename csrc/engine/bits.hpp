@@ -33,15 +33,35 @@ inline void write_entry(const uint8_t* values, int width, uint8_t* out) {
 }
 
 inline void read_planes(const Planes& planes, int width, uint8_t* values) {
+    uint8_t *a = values, *b = a + kTile, *c = b + kTile, *d = c + kTile;
+    if (width == 8) {
+        std::copy(planes.nibbles, planes.nibbles + kEntry, values);
+        return;
+    }
     const int above = width & 4 ? 4 : 0, top = above + (width & 2 ? 2 : 0);
-    for (int t = 0; t < kQuads; ++t)
+    if (width & 4) {
         for (int i = 0; i < kTile; ++i) {
-            int v = 0;
-            if (width == 8) v = planes.nibbles[t * kTile + i];
-            if (width & 4) v = planes.nibbles[t / 2 * kTile + i] >> (t % 2 * 4) & 15;
-            if (width & 2) v |= (planes.pairs[i] >> (2 * t) & 3) << above;
-            if (width & 1) v |= (planes.bits[8 * t + i / 8] >> (i % 8) & 1) << top;
-            values[t * kTile + i] = static_cast<uint8_t>(v);
+            a[i] = planes.nibbles[i] & 15;
+            b[i] = planes.nibbles[i] >> 4;
+            c[i] = planes.nibbles[kTile + i] & 15;
+            d[i] = planes.nibbles[kTile + i] >> 4;
+        }
+    } else {
+        std::fill(values, values + kEntry, uint8_t{0});
+    }
+    if (width & 2)
+        for (int i = 0; i < kTile; ++i) {
+            const unsigned pairs = planes.pairs[i];
+            a[i] = static_cast<uint8_t>(a[i] | (pairs & 3) << above);
+            b[i] = static_cast<uint8_t>(b[i] | (pairs >> 2 & 3) << above);
+            c[i] = static_cast<uint8_t>(c[i] | (pairs >> 4 & 3) << above);
+            d[i] = static_cast<uint8_t>(d[i] | (pairs >> 6) << above);
+        }
+    if (width & 1)
+        for (int i = 0; i < kEntry / 8; ++i) {
+            const unsigned byte = planes.bits[i];
+            for (int bit = 0; bit < 8; ++bit)
+                values[8 * i + bit] = static_cast<uint8_t>(values[8 * i + bit] | (byte >> bit & 1) << top);
         }
 }
 

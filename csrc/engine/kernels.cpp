@@ -35,6 +35,8 @@ void quantize(const float* x, size_t panels, size_t stride, int8_t* q, float* sc
     }
 }
 
+int32_t quad(const uint8_t* w, const int8_t* q) { return w[0] * q[0] + w[1] * q[1] + w[2] * q[2] + w[3] * q[3]; }
+
 void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y) {
     uint8_t values[kEntry];
     for (int p = 0; p < panels; ++p) {
@@ -49,7 +51,7 @@ void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input&
                 float* to = y + *meta++ * kRows;
                 for (int r = 0; r < kRows; ++r) {
                     int32_t dot = x.base[at] / (1 << (8 - width));  // the weights' offset is 2^(width - 1)
-                    for (int c = 0; c < kPanel; ++c) dot += values[c / 4 * kTile + 4 * r + c % 4] * q[c];
+                    for (int t = 0; t < kQuads; ++t) dot += quad(values + t * kTile + 4 * r, q + 4 * t);
                     if (is_high(bucket)) dot *= 256;
                     to[r] += static_cast<float>(dot) * x.scale[at];
                 }
@@ -75,7 +77,7 @@ void blocks(const uint8_t* values, const uint32_t* panel, size_t slots, const In
             for (int r = 0; r < 2 * kRows; ++r) {
                 const uint8_t* v = values + (2 * s + static_cast<size_t>(r / kRows)) * kEntry + 4 * (r % kRows);
                 int32_t dot = x.base[at];
-                for (int c = 0; c < kPanel; ++c) dot += v[c / 4 * kTile + c % 4] * q[c];
+                for (int i = 0; i < kQuads; ++i) dot += quad(v + i * kTile, q + 4 * i);
                 if (panel[s] & kHigh) dot *= 256;
                 to[r] += static_cast<float>(dot) * x.scale[at];
             }
