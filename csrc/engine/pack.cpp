@@ -180,7 +180,7 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
     out->meta.reserve(meta);
     for (size_t c = 0; c < built.size(); ++c) {
         uint8_t* to = out->data + out->chunks[c].data;
-        std::memcpy(to, built[c].data.data(), built[c].data.size());
+        std::copy(built[c].data.begin(), built[c].data.end(), to);
         std::vector<uint8_t>().swap(built[c].data);
         out->meta.insert(out->meta.end(), built[c].meta.begin(), built[c].meta.end());
     }
