@@ -74,6 +74,12 @@ class Artifact:
             with contextlib.suppress(BufferError):  # a traceback may still hold a slice: freed with it
                 mapped.close()
 
+    def release_pages(self) -> None:
+        """Give back the memory of what was read; reading again takes it from the file again."""
+        mapped = self._data.obj
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def __enter__(self) -> Artifact:
         return self
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -39,8 +38,8 @@ class Engine(Protocol):
     """A model that computes, shared by any number of sessions. Used by one thread at a time.
 
     What `sprat bench` tells besides speeds it reads off attributes that an engine may have: `threads`, `kernel` (the
-    name of its inner loop), `bytes_per_token` (weights that a decoded token reads), `resident` (bytes that it holds,
-    by what they are) and `measure_bandwidth(nbytes)` (bytes a second that its own threads read from such an array).
+    name of its inner loop), `bytes_per_token` (weights that a decoded token reads) and `resident` (bytes that it holds,
+    by what they are).
     """
 
     name: str  #: "native" or "torch"
@@ -97,11 +96,9 @@ def why(engine: Engine) -> str:
 
 
 def _native(artifact: Artifact, threads: int | None, context: int | None) -> Engine:
-    try:
-        module = importlib.import_module("sprat.run.native")
-    except ImportError as error:
-        raise UnsupportedError("the native engine is not part of this build") from error
-    return module.NativeEngine(artifact, threads=threads, context=context)
+    from sprat.run.native import NativeEngine
+
+    return NativeEngine(artifact, threads=threads, context=context)
 
 
 def _torch(artifact: Artifact, threads: int | None, context: int | None, why: str) -> Engine:

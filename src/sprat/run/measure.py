@@ -10,8 +10,6 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sprat import _core
 from sprat.errors import RequestError
 from sprat.progress import Progress, silent
 from sprat.run.engine import Engine, open_engine
@@ -100,7 +99,7 @@ def measure(
         decode.append(written / _decode(engine, written))
         progress("measuring", OPENS + 2 * i + 2, total)
     used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
-    bandwidth, streamed = _bandwidth(engine, used)
+    bandwidth, streamed = read_bandwidth(used, ARRAY_BYTES), ARRAY_BYTES
     progress("measuring", total, total)
     per_token = getattr(engine, "bytes_per_token", None)
     made = Measurement(
@@ -127,23 +126,9 @@ def measure(
     return made, engine
 
 
-def read_bandwidth(threads: int, nbytes: int, runs: int = 5) -> float:
-    """Bytes a second that `threads` threads read from one array: the best of several runs, in numpy's two
-    fastest reductions."""
-    array = np.ones(nbytes // 8, np.int64)
-    kernels: tuple[tuple[Callable[[np.ndarray], Any], np.ndarray], ...] = (
-        (np.add.reduce, array),
-        (np.maximum.reduce, array.view(np.float32)),
-    )
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for kernel, data in kernels:
-            parts = np.array_split(data, threads)
-            for _ in range(runs):
-                started = time.perf_counter()
-                list(pool.map(kernel, parts))
-                best = min(best, time.perf_counter() - started)
-    return array.nbytes / best
+def read_bandwidth(threads: int, nbytes: int, rounds: int = 5) -> float:
+    """Bytes a second that `threads` threads read from one array: the best of several rounds."""
+    return _core.read_bandwidth(nbytes, threads, rounds)
 
 
 def resident_bytes() -> int:
@@ -204,11 +189,3 @@ def _decode(engine: Engine, count: int) -> float:
 
 def _ids(engine: Engine, count: int) -> list[int]:
     return np.random.default_rng(0).integers(0, engine.vocabulary, count).tolist()
-
-
-def _bandwidth(engine: Engine, threads: int) -> tuple[float, int]:
-    """Bytes a second, and the array's size: by the engine's own reading loop where it has one."""
-    own = getattr(engine, "measure_bandwidth", None)
-    if own is not None:
-        return float(own(ARRAY_BYTES)), ARRAY_BYTES
-    return read_bandwidth(threads, ARRAY_BYTES), ARRAY_BYTES

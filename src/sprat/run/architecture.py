@@ -1,0 +1,220 @@
+"""A Hugging Face config as what the native engine computes: sizes, norms, windows, which tensor goes where.
+
+Everything that comes from the config is checked here; `FormatError` names the field, `UnsupportedError` an
+architecture or a setting that the engine does not serve.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sprat.errors import FormatError, UnsupportedError, nearest
+from sprat.run.rope import Rope, ropes
+
+#: What the native engine serves, by the config's model_type.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+_ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True, "gelu_tanh": True}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor goes: `part` of `layer` (-1 for what no layer has), its rows from `offset` on."""
+
+    layer: int
+    part: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of the llama family.
+
+    shape: what the native model is made from; windows: positions a layer's tokens see, 0 for all; rope: which
+    of `ropes` a layer takes; norm_offset: added to the stored weights of norms (Gemma: 1).
+    """
+
+    family: str
+    shape: dict[str, Any]
+    windows: tuple[int, ...]
+    rope: tuple[int, ...]
+    ropes: tuple[Rope, ...]
+    context: int
+    tied: bool
+    norm_offset: float
+    places: dict[str, Place] = field(repr=False)
+
+    @property
+    def cache_values(self) -> int:
+        """Numbers that the key-value cache holds for each token."""
+        s = self.shape
+        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32)
+
+
+def architecture(config: dict[str, Any]) -> Architecture:
+    """Read a config; see the module for what is raised."""
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        hint = nearest(family, FAMILIES) if isinstance(family, str) else ""
+        raise UnsupportedError(
+            f"the native engine does not serve {family!r}{hint}: one of {', '.join(FAMILIES)}"
+        )
+    read = _Reader(config)
+    gemma = family == "gemma3_text"
+    layers = read.whole("num_hidden_layers", 1, 4096)
+    hidden = read.whole("hidden_size", 1, 1 << 20)
+    heads = read.whole("num_attention_heads", 1, 1 << 16)
+    kv_heads = read.whole("num_key_value_heads", 1, heads, heads)
+    if heads % kv_heads:
+        raise FormatError(f"config: {heads} attention heads are no multiple of {kv_heads} key-value heads")
+    dimension = read.whole("head_dim", 2, 4096, hidden // heads)
+    if dimension % 2:
+        raise FormatError(f"config: 'head_dim' must be even, not {dimension}")
+    read.refuse("attn_logit_softcapping", "use_bidirectional_attention")
+    scale = read.number("query_pre_attn_scalar", 1e-6, 1e9, 256.0) if gemma else float(dimension)
+    shape = {
+        "layers": layers,
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "dimension": dimension,
+        "inner": read.whole("intermediate_size", 1, 1 << 22),
+        "vocabulary": read.whole("vocab_size", 1, 1 << 26),
+        "eps": read.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+        "embed_scale": math.sqrt(hidden) if gemma else 1.0,
+        "softcap": read.number("final_logit_softcapping", 0.0, 1e6, 0.0) if gemma else 0.0,
+        "attention_scale": scale**-0.5,
+        "gelu": _gelu(read, "hidden_activation" if gemma else "hidden_act"),
+    }
+    windows = _windows(read, family, layers)
+    kinds = ropes(config, dimension, gemma)
+    tied = read.flag("tie_word_embeddings", gemma)
+    return Architecture(
+        family=family,
+        shape=shape,
+        windows=windows,
+        rope=tuple(int(gemma and window > 0) for window in windows),
+        ropes=kinds,
+        context=read.whole("max_position_embeddings", 1, 1 << 30),
+        tied=tied,
+        norm_offset=1.0 if gemma else 0.0,
+        places=_places(read, family, shape, tied),
+    )
+
+
+def _gelu(read: _Reader, name: str) -> bool:
+    value = read.config.get(name, "silu")
+    if not isinstance(value, str) or value not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"the native engine does not serve the activation {value!r}: one of {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[value]
+
+
+def _windows(read: _Reader, family: str, layers: int) -> tuple[int, ...]:
+    """The sliding window of each layer, 0 where it sees everything."""
+    config = read.config
+    window = config.get("sliding_window")
+    if (
+        window is None
+        or family == "llama"
+        or (family.startswith("qwen") and not config.get("use_sliding_window"))
+    ):
+        return (0,) * layers
+    window = read.whole("sliding_window", 1, 1 << 30)
+    if family == "mistral":
+        return (window,) * layers
+    kinds = config.get("layer_types")
+    if kinds is None:
+        if family == "gemma3_text":
+            pattern = read.whole("sliding_window_pattern", 1, 1 << 20, 6)
+            sliding = [bool((i + 1) % pattern) for i in range(layers)]
+        else:
+            first = read.whole("max_window_layers", 0, 1 << 20, 28)
+            sliding = [i >= first for i in range(layers)]
+    else:
+        allowed = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != layers or not all(k in allowed for k in kinds):
+            raise FormatError(f"config: 'layer_types' must name {layers} layers' kinds, each of {allowed}")
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    return tuple(window if s else 0 for s in sliding)
+
+
+def _places(read: _Reader, family: str, s: dict[str, Any], tied: bool) -> dict[str, Place]:
+    """Every tensor that the model must have."""
+    hidden, inner, vocabulary = s["hidden"], s["inner"], s["vocabulary"]
+    query, key = s["heads"] * s["dimension"], s["kv_heads"] * s["dimension"]
+    gemma, llama = family == "gemma3_text", family == "llama"
+    bias = read.flag("attention_bias", False) if family in ("llama", "qwen3", "gemma3_text") else False
+    mlp_bias = read.flag("mlp_bias", False) if llama else False
+    out = {
+        "model.embed_tokens.weight": Place(-1, "embedding", (vocabulary, hidden)),
+        "model.norm.weight": Place(-1, "final_norm", (hidden,)),
+    }
+    if not tied:
+        out["lm_head.weight"] = Place(-1, "head", (vocabulary, hidden))
+    maps = [
+        ("self_attn.q_proj", "qkv", 0, query, hidden, bias or family == "qwen2"),
+        ("self_attn.k_proj", "qkv", query, key, hidden, bias or family == "qwen2"),
+        ("self_attn.v_proj", "qkv", query + key, key, hidden, bias or family == "qwen2"),
+        ("self_attn.o_proj", "o", 0, hidden, query, bias),
+        ("mlp.gate_proj", "gate_up", 0, inner, hidden, mlp_bias),
+        ("mlp.up_proj", "gate_up", inner, inner, hidden, mlp_bias),
+        ("mlp.down_proj", "down", 0, hidden, inner, mlp_bias),
+    ]
+    norms = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
+    if gemma:
+        norms |= {
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "mlp_norm",
+            "post_feedforward_layernorm": "post_mlp_norm",
+        }
+    heads = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"} if gemma or family == "qwen3" else {}
+    for i in range(s["layers"]):
+        stem = f"model.layers.{i}."
+        for name, part, offset, rows, columns, biased in maps:
+            out[f"{stem}{name}.weight"] = Place(i, part, (rows, columns), offset)
+            if biased:
+                out[f"{stem}{name}.bias"] = Place(i, f"{part}_bias", (rows,), offset)
+        for name, part in norms.items():
+            out[f"{stem}{name}.weight"] = Place(i, part, (hidden,))
+        for name, part in heads.items():
+            out[f"{stem}{name}.weight"] = Place(i, part, (s["dimension"],))
+    return out
+
+
+class _Reader:
+    """A config's fields, each checked."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def whole(self, name: str, least: int, most: int, default: int | None = None) -> int:
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise FormatError(
+                f"config: {name!r} must be a whole number from {least} to {most}, not {value!r}"
+            )
+        return value
+
+    def number(self, name: str, least: float, most: float, default: float) -> float:
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise FormatError(f"config: {name!r} must be a number from {least:g} to {most:g}, not {value!r}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise FormatError(f"config: {name!r} must be true or false, not {value!r}")
+        return value
+
+    def refuse(self, *names: str) -> None:
+        for name in names:
+            if self.config.get(name):
+                raise UnsupportedError(f"the native engine does not serve {name!r} = {self.config[name]!r}")

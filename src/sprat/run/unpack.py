@@ -1,0 +1,108 @@
+"""A `.sprat`'s tensors into the native engine: decoded, packed into the run layout, one at a time a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sprat import _core
+from sprat.coding.tensors import Entry, Lattice
+from sprat.errors import FormatError, nearest
+from sprat.run.architecture import Architecture, Place
+
+if TYPE_CHECKING:
+    from sprat.coding.container import Artifact
+
+#: Dense matrices are held as integers of this size, a scale a row.
+_DENSE_STEPS = 32639
+
+
+def load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> None:
+    """Decode and pack every tensor, several at a time, each matrix freed as soon as it is packed."""
+    absent, parts = dict(arch.places), {}
+    arena = _core.Arena()
+    vectors: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
+
+    def read(name: str) -> list[tuple[Place, list[str], Any]]:
+        return list(_parts(artifact.entry(name), arch, threads, arena))
+
+    # The vocabulary's matrices are the largest: first, so that no thread is left with one at the end.
+    names = sorted(artifact.names, key=lambda name: not ("embed" in name or "lm_head" in name))
+    with ThreadPoolExecutor(threads) as pool:
+        found = [piece for pieces in pool.map(read, names) for piece in pieces]
+    artifact.release_pages()
+    _core.trim_memory()
+    for place, maps, content in found:
+        for name in maps:
+            if name not in absent:
+                raise FormatError(f"tensor {name!r} is there twice")
+            del absent[name]
+        if isinstance(content, np.ndarray):
+            vectors.setdefault((place.layer, place.part), []).append((place.offset, content))
+        else:
+            parts.setdefault((place.layer, place.part), []).append(content)
+    if absent:
+        raise FormatError(f"the file lacks {len(absent)} tensors of its model, {next(iter(absent))!r} first")
+    for (layer, part), content in parts.items():
+        if part == "embedding":
+            if len(content) != 1:
+                raise FormatError("the embedding is in several pieces")
+            model.set_embedding(content[0])
+            if arch.tied:
+                model.set_linear(-1, "head", content)
+        else:
+            model.set_linear(layer, part, content)
+    for (layer, part), pieces in vectors.items():
+        whole = np.concatenate([values for _, values in sorted(pieces, key=lambda piece: piece[0])])
+        model.set_vector(layer, part, whole + np.float32(arch.norm_offset) if "norm" in part else whole)
+
+
+def _parts(
+    entry: Entry, arch: Architecture, threads: int, arena: Any
+) -> Iterator[tuple[Place, list[str], Any]]:
+    """(place, names, packed matrix or float32 vector) of what an entry holds: one a linear map it serves."""
+    columns = 0 if len(entry.tensor.shape) < 2 else entry.tensor.shape[1]
+    for name, rows in zip(entry.maps, entry.rows, strict=True):
+        if name not in arch.places:
+            raise FormatError(f"tensor {name!r} is no part of a {arch.family}{nearest(name, arch.places)}")
+        shape = (rows, columns) if columns else (rows,)
+        if entry.transposed or arch.places[name].shape != shape or len(entry.tensor.shape) > 2:
+            raise FormatError(f"tensor {name!r} is {shape}, the config asks for {arch.places[name].shape}")
+    if not columns:
+        yield arch.places[entry.maps[0]], list(entry.maps), entry.tensor.dense()
+        return
+    lattice = entry.tensor if isinstance(entry.tensor, Lattice) else None
+    if lattice is None:
+        q, row = _as_integers(entry.tensor.dense(), entry.maps[0])
+        column = np.ones(columns, np.float32)
+    else:
+        q, row, column = lattice.q, lattice.row.values(), lattice.col.values()
+    # One matrix for each run of rows whose outputs follow each other: q, k, v and gate, up are one.
+    runs: list[tuple[list[str], int, int]] = []  # names, first row, end
+    start = 0
+    for name, rows in zip(entry.maps, entry.rows, strict=True):
+        place = arch.places[name]
+        if runs:
+            names, first, end = runs[-1]
+            head = arch.places[names[0]]
+            if (head.layer, head.part, head.offset + end - first) == (place.layer, place.part, place.offset):
+                runs[-1] = ([*names, name], first, end + rows)
+                start += rows
+                continue
+        runs.append(([name], start, start + rows))
+        start += rows
+    for names, first, end in runs:
+        place = arch.places[names[0]]
+        packed = _core.pack(q[first:end], row[first:end], column, place.offset, threads, arena)
+        yield place, names, packed
+
+
+def _as_integers(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A dense matrix as 16-bit integers and a scale a row."""
+    if not np.isfinite(matrix).all():
+        raise FormatError(f"tensor {name!r} holds numbers that are not finite")
+    row = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(_DENSE_STEPS)
+    return np.rint(matrix / row[:, None]).astype(np.int32), row.astype(np.float32)
