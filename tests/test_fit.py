@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2
 
 import sprat
 from sprat.cli.main import main
-from sprat.errors import BudgetError, SourceError, StatisticsError
+from sprat.errors import BudgetError, SourceError, StatisticsError, UnsupportedError
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
+from sprat.run.native import NativeEngine
+from sprat.run.price import cache_bytes
 from sprat.run.torch_engine import TorchEngine
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import GroupStatistics
@@ -436,3 +438,32 @@ def test_failures_while_writing_leave_what_was_there(
     )
     assert said.startswith(message)
     assert before is None or out.read_bytes() == before
+
+
+def test_memory_is_a_budget_too(tiny, tmp_path):
+    """Alone, and the nearer of two: what the engine really holds stays within it and uses it."""
+    out = tmp_path / "f.sprat"
+    result = sprat.fit(tiny.folder, None, out, recipe=replace(RECIPE, trellis=0), ram="40kB", context=40)
+    assert result.ram_nbytes is not None and 39_600 <= result.ram_nbytes <= 40_000
+    engine = NativeEngine(sprat.open(out), threads=1, context=40)
+    held = engine.resident["layout"] + engine.resident["vocabulary"] + 40 * engine.cache_bytes_per_token
+    assert held + 4 * 5 * 32 == result.ram_nbytes  # and five norms in float32
+    both = sprat.fit(tiny.folder, "22kB", out, recipe=replace(RECIPE, trellis=0), ram="40kB", context=40)
+    assert both.ram_nbytes is not None and both.ram_nbytes <= 40_000 and both.nbytes <= 22_000
+    assert both.nbytes >= 0.99 * 22_000 or both.ram_nbytes >= 0.99 * 40_000
+
+
+def test_a_context_that_does_not_fit_says_how_many_tokens_would(tiny, tmp_path):
+    with pytest.raises(BudgetError, match=r"at most [1-9][0-9]* tokens would fit"):
+        sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=RECIPE, ram="40kB", context=4000)
+    with pytest.raises(BudgetError, match="a budget for the file, for memory"):
+        sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=RECIPE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_of_a_family_that_the_engine_does_not_serve_is_refused(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "m"
+    )
+    with pytest.raises(UnsupportedError, match=r"a budget for memory is one for the native engine.*gpt2"):
+        cache_bytes(json.loads((tmp_path / "m" / "config.json").read_text()), 1)

@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from sprat import job as jobs
 from sprat.coding.ledger import Ledger
-from sprat.errors import SpratError, StatisticsError
+from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.job import Job
 from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
+from sprat.level.limits import LAYOUT_BITS, Limits
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
+from sprat.run.price import cache_bytes
 from sprat.sizes import Budget, parse_budget
 
 __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
@@ -26,6 +30,8 @@ __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 #: statistics lied: see docs/design.md, "A trap, measured".
 TRUST = 4.0
 NOISE = 0.01
+#: Tokens whose key-value cache a budget for memory covers by default.
+CONTEXT = 2048
 #: How often a fit may start again with more shrinkage.
 REPAIRS = 2
 
@@ -46,6 +52,8 @@ class FitResult:
     seconds: dict[str, float]
     warnings: list[str]
     ledger: Ledger
+    ram_nbytes: int | None = None
+    """Bytes that the native engine takes to run it, its context's cache included; None where `ram` was not given."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,22 @@ class PlanRow:
 
 def fit(
     model: str | Path,
-    budget: str | Budget,
+    budget: str | Budget | None,
     out: str | Path,
     calibrate: str | Sequence[str] = "self",
     seed: int = 0,
     recipe: Recipe | None = None,
     progress: Progress = silent,
+    ram: str | Budget | None = None,
+    context: int = CONTEXT,
 ) -> FitResult:
-    """Fit `model` into `budget` (the whole file's bytes) and write it to `out`.
+    """Fit `model` into `budget` (the whole file's bytes), `ram` (what running it takes) or both; write it to `out`.
 
     model: what `sprat.load` takes; budget: "50MB", "40%", "3.2bpw" or a Budget; calibrate: "self" (the model writes the
-    text), or text files, "-" for standard input, "hub:NAME". The same arguments on the same machine give the same file.
+    text), or text files, "-" for standard input, "hub:NAME". ram counts the native engine's weights and the key-value
+    cache of `context` tokens; without a recipe the trellis is off then, whose integers take a bit more of it. The same
+    arguments on the same machine give the same file.
+
     Raises BudgetError (naming the smallest budget that works), SourceError, StatisticsError; nothing is written then.
     """
     out = Path(out)
@@ -79,26 +92,32 @@ def fit(
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
     if out.is_dir():
         raise SpratError(f"cannot write {out}: it is a folder")
-    job = jobs.start(model, calibrate, seed, recipe or Recipe(), progress)
-    size = (parse_budget(budget) if isinstance(budget, str) else budget).bytes(
-        job.source.original_bytes, job.weights
-    )
-    search.refuse_impossible(size, job.source.original_bytes, 0, job.source.name)
+    if budget is None and ram is None:
+        raise BudgetError("a fit needs a budget for the file, for memory (ram), or both")
+    job = jobs.start(model, calibrate, seed, recipe or Recipe(trellis=4 if ram is None else 0), progress)
+    limits = _limits(job, budget, ram, context)
+    size = limits.file
+    if size is not None:
+        search.refuse_impossible(size, job.source.original_bytes, 0, job.source.name)
     jobs.sense(job, seed)
     spreads = jobs.spreads(job)
-    overhead = jobs.overhead(job)
-    search.refuse_impossible(
-        size, job.source.original_bytes, jobs.floor(job, spreads, overhead), job.source.name
-    )
+    overhead, held_back = jobs.overhead(job), jobs.reserve(job)
+    if size is not None:
+        floor = jobs.floor(job, spreads, overhead)
+        search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
+    else:
+        overhead, held_back = limits.cache + round(job.weights * LAYOUT_BITS / 8), 0
+    dense, threads = job.targets.dense(), torch.get_num_threads()
     attempt = 0
     while True:
         with job.stage("rounding"):
             fitted = search.search(
-                size - jobs.reserve(job),
+                limits.target - held_back,
                 spreads,
                 bool(job.recipe.trellis),
                 overhead,
                 lambda level: jobs.build(job, level),
+                lambda rounded, file: limits.weight(rounded, file, dense, threads),
             )
         predicted = predict.predicted_kl(spreads, fitted.level, bool(job.recipe.trellis))
         with job.stage("check"):
@@ -113,10 +132,9 @@ def fit(
     if job.recipe.heal:
         fitted, measured = _heal(job, fitted, measured, size)
     _note_distrust(job, fitted.rounded.ratios)
-    if fitted.file.nbytes < search.LEAST * size:
-        job.warnings.append(
-            f"the file uses {fitted.file.nbytes / size:.1%} of the budget; no level was found between"
-        )
+    used = limits.weight(fitted.rounded, fitted.file, dense, threads) / limits.target
+    if used < search.LEAST:
+        job.warnings.append(f"the result uses {used:.1%} of the budget; no level was found between")
     with job.stage("writing"):
         ledger = fitted.file.save(out)
     return FitResult(
@@ -130,6 +148,7 @@ def fit(
         job.seconds,
         job.warnings,
         ledger,
+        limits.memory({**dense, **fitted.rounded.entries}, threads),
     )
 
 
@@ -160,12 +179,26 @@ def plan(
     return rows
 
 
-def _heal(job: Job, fitted: search.Fitted, before: float, size: int) -> tuple[search.Fitted, float]:
+def _limits(job: Job, budget: str | Budget | None, ram: str | Budget | None, context: int) -> Limits:
+    """Both budgets in bytes. Raises BudgetError where the cache alone is too much, UnsupportedError for a family that
+    the native engine does not serve."""
+
+    def count(given: str | Budget | None) -> int | None:
+        parsed = parse_budget(given) if isinstance(given, str) else given
+        return None if parsed is None else parsed.bytes(job.source.original_bytes, job.weights)
+
+    per_token = cache_bytes(job.source.config, 1) if ram is not None else 0
+    limits = Limits(count(budget), count(ram), per_token * context)
+    limits.refuse_impossible_memory(job.weights, per_token)
+    return limits
+
+
+def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:
     """What healing gave and its held-out KL, or what it was given where that is better."""
     with job.stage("healing"):
         healed = jobs.healed(job, fitted)
         after = held_out_kl(job.source.model, healed.rounded.entries, job.held_out)
-    if after < before and healed.file.nbytes <= size:
+    if after < before and (size is None or healed.file.nbytes <= size):
         return healed, after
     return fitted, before
 

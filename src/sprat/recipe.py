@@ -107,8 +107,12 @@ class Recipe:
         return Recipe(**checked)
 
     @staticmethod
-    def read(path: str | Path | None, settings: Mapping[str, Any] | None = None) -> Recipe:
-        """A TOML file (or none: the defaults) with `settings` on top."""
+    def read(
+        path: str | Path | None,
+        settings: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Recipe:
+        """A TOML file (or none) with `settings` on top, and `defaults` for what neither names."""
         values: dict[str, Any] = {}
         if path is not None:
             try:
@@ -117,7 +121,7 @@ class Recipe:
                 raise RecipeError(f"recipe {path}: {error.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise RecipeError(f"recipe {path}: not TOML: {error}") from None
-        return Recipe.from_dict({**values, **(settings or {})})
+        return Recipe.from_dict({**(defaults or {}), **values, **(settings or {})})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -49,7 +49,6 @@ def test_version_and_help(run):
             ["fit", "m", "--bugdet", "5MB", "-o", "f"],
             "unknown argument '--bugdet' (did you mean '--budget'?)",
         ),
-        (["fit", "m", "-o", "f"], "the following arguments are required: --budget"),
         (
             ["fit", "m", "--budget", "5MX", "-o", "f"],
             "argument --budget: unknown unit 'MX' in '5MX' (did you mean 'MB'?)",
@@ -216,3 +215,8 @@ def test_export_writes_a_folder(run, tiny, tmp_path):
     assert "out: " in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 320
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_fit_needs_a_budget(run):
+    status, out, err = run("fit", "m", "-o", "f")
+    assert (status, out) == (2, "") and "--budget 50MB for the file, --ram 80MB for memory" in err

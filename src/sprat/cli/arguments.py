@@ -148,7 +148,9 @@ def recipe(arguments: argparse.Namespace) -> Recipe | None:
         return None
     from sprat.recipe import Recipe
 
-    return Recipe.read(arguments.recipe, _settings(arguments.settings))
+    # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
+    defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
+    return Recipe.read(arguments.recipe, _settings(arguments.settings), defaults)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

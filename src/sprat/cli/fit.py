@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budget, calibrated
+from sprat.cli.arguments import add_calibration, add_model, budget, calibrated, whole
+from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
   sprat fit ./my-model --budget 40% --calibrate notes.txt -o mine.sprat
-  sprat fit model.gguf --budget 3.2bpw --seed 7 -o model.sprat"""
+  sprat fit model.gguf --budget 3.2bpw --seed 7 -o model.sprat
+  sprat fit smollm2-135m --ram 80MB --context 1024 -o phone.sprat"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +23,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=budget,
-        required=True,
         metavar="B",
         help="the size of the whole file: 50MB, 5.5GiB, 250kB, 500000, 40%% (of the original in bf16) "
         "or 3.2bpw",
+    )
+    parser.add_argument(
+        "--ram",
+        type=budget,
+        metavar="B",
+        help="what running it may take: weights as the native engine holds them and the key-value cache; alone or "
+        "with --budget",
+    )
+    parser.add_argument(
+        "--context",
+        type=whole,
+        default=2048,
+        metavar="N",
+        help="tokens of key-value cache that --ram covers (default 2048)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
@@ -34,18 +49,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Fit, then say what came of it; warnings go to standard error."""
+    if arguments.budget is None and arguments.ram is None:
+        raise BudgetError(
+            "say how large it may be: --budget 50MB for the file, --ram 80MB for memory, or both"
+        )
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.fit import fit
 
     with terminal.bars() as progress:
-        result = fit(arguments.model, arguments.budget, arguments.out, **options, progress=progress)
+        result = fit(
+            arguments.model,
+            arguments.budget,
+            arguments.out,
+            **options,
+            progress=progress,
+            ram=arguments.ram,
+            context=arguments.context,
+        )
+    of = f" of a budget of {arguments.budget}" if arguments.budget else ""
     rows = [
         ("file", f"{result.path}"),
-        (
-            "size",
-            f"{result.nbytes:,} bytes ({format_bytes(result.nbytes)}) of a budget of {arguments.budget}",
-        ),
+        ("size", f"{result.nbytes:,} bytes ({format_bytes(result.nbytes)}){of}"),
         ("rate", f"{result.bits_per_weight:.3f} bits a weight, everything counted"),
+        *_memory(result.ram_nbytes, arguments),
         ("predicted KL", f"{result.predicted_kl:.4f} nats a token"),
     ]
     healed = f" ({result.unhealed_kl:.4f} before healing)" if result.unhealed_kl > result.measured_kl else ""
@@ -58,3 +84,15 @@ def execute(arguments: argparse.Namespace) -> None:
         terminal.out().print(f"{name:<13} {value}", markup=False, soft_wrap=True)
     for warning in result.warnings:
         terminal.note(warning)
+
+
+def _memory(nbytes: int | None, arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    if nbytes is None:
+        return []
+    return [
+        (
+            "memory",
+            f"{nbytes:,} bytes ({format_bytes(nbytes)}) of {arguments.ram} to run with a context of "
+            f"{arguments.context:,} tokens",
+        )
+    ]

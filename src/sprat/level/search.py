@@ -29,21 +29,29 @@ class Fitted:
     file: Assembled
 
 
+def file_bytes(_: Rounded, file: Assembled) -> int:
+    """What is weighed where the budget is one for the file."""
+    return file.nbytes
+
+
 def search(
     budget: int,
     spreads: list[Spread],
     trellis: bool,
     overhead: int,
     build: Callable[[float], tuple[Rounded, Assembled]],
+    weigh: Callable[[Rounded, Assembled], int] = file_bytes,
 ) -> Fitted:
     """Secant steps on the logarithm of predicted bytes, corrected by every file that was weighed.
 
-    overhead: bytes of the file that do not depend on the level; build(level) rounds and assembles.
+    overhead: bytes that do not depend on the level; build(level) rounds and assembles; weigh gives what must stay
+    within `budget`.
     Raises BudgetError when no level fits, naming the smallest budget that works.
     """
     best: Fitted | None = None
+    heaviest = 0
     low, high = 0.0, math.inf  # levels known to be too fine, and known to fit
-    weighed: list[tuple[float, int]] = []  # predicted coded bytes, and the file's real ones
+    weighed: list[tuple[float, int]] = []  # predicted coded bytes, and real ones
     for attempt in range(ROUNDS):
         level = solve_level(
             lambda x: predicted_bits(spreads, x, trellis) / 8, _aim(weighed, AIM * budget, overhead)
@@ -51,15 +59,16 @@ def search(
         if not low < level < high:
             level = math.sqrt(low * high) if high < math.inf else 2 * low
         rounded, file = build(level)
-        if file.nbytes <= budget:
+        nbytes = weigh(rounded, file)
+        if nbytes <= budget:
             high = min(high, level)
-            if best is None or file.nbytes > best.file.nbytes:
-                best = Fitted(level, rounded, file)
-            if file.nbytes >= (CONTENT if attempt < EAGER else LEAST) * budget:
+            if nbytes > heaviest:
+                best, heaviest = Fitted(level, rounded, file), nbytes
+            if best is not None and nbytes >= (CONTENT if attempt < EAGER else LEAST) * budget:
                 return best
         else:
             low = max(low, level)
-        weighed.append((predicted_bits(spreads, level, trellis) / 8, file.nbytes))
+        weighed.append((predicted_bits(spreads, level, trellis) / 8, nbytes))
     if best is None:
         raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
     return best
