@@ -42,7 +42,7 @@ def chat(tiny, capfd, monkeypatch):
 def test_chat_answers_line_by_line(chat, toy):
     status, out, err = chat("the cat", "", "the dog")
     assert status == 0
-    assert err.count("5 tokens") == 2
+    assert err.count("; 5 tokens,") == 2
     assert "cut at --max-tokens" in err and "tokens/s" in err
     assert "2 answers, 10 tokens written" in err.splitlines()[-1]
     assert out == chat("the cat", "the dog")[1]
