@@ -19,7 +19,7 @@ from sprat.source.load import Source
 from sprat.source.maps import Map, groups, head
 
 #: Share of the machine's memory that factors may take between the files that a search builds.
-FACTOR_SHARE = 0.25
+FACTOR_SHARE = 0.1
 
 
 @dataclass(frozen=True)
