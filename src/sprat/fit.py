@@ -23,6 +23,7 @@ from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
 from sprat.run.price import cache_bytes
 from sprat.sizes import Budget, parse_budget
+from sprat.source.load import Source
 
 __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 
@@ -94,11 +95,12 @@ def fit(
         raise SpratError(f"cannot write {out}: it is a folder")
     if budget is None and ram is None:
         raise BudgetError("a fit needs a budget for the file, for memory (ram), or both")
-    job = jobs.start(model, calibrate, seed, recipe or Recipe(trellis=4 if ram is None else 0), progress)
-    limits = _limits(job, budget, ram, context)
+    recipe = recipe or Recipe(trellis=4 if ram is None else 0)
+    job = jobs.start(
+        model, calibrate, seed, recipe, progress, lambda source: _refuse(source, budget, ram, context)
+    )
+    limits = _limits(job.source, budget, ram, context)
     size = limits.file
-    if size is not None:
-        search.refuse_impossible(size, job.source.original_bytes, 0, job.source.name)
     jobs.sense(job, seed)
     spreads = jobs.spreads(job)
     overhead, held_back = jobs.overhead(job), jobs.reserve(job)
@@ -179,18 +181,23 @@ def plan(
     return rows
 
 
-def _limits(job: Job, budget: str | Budget | None, ram: str | Budget | None, context: int) -> Limits:
-    """Both budgets in bytes. Raises BudgetError where the cache alone is too much, UnsupportedError for a family that
-    the native engine does not serve."""
+def _limits(source: Source, budget: str | Budget | None, ram: str | Budget | None, context: int) -> Limits:
+    """Both budgets in bytes. Raises UnsupportedError for a family that the native engine does not serve."""
 
     def count(given: str | Budget | None) -> int | None:
         parsed = parse_budget(given) if isinstance(given, str) else given
-        return None if parsed is None else parsed.bytes(job.source.original_bytes, job.weights)
+        return None if parsed is None else parsed.bytes(source.original_bytes, source.original_bytes // 2)
 
-    per_token = cache_bytes(job.source.config, 1) if ram is not None else 0
-    limits = Limits(count(budget), count(ram), per_token * context)
-    limits.refuse_impossible_memory(job.weights, per_token)
-    return limits
+    cache = cache_bytes(source.config, context) if ram is not None else 0
+    return Limits(count(budget), count(ram), cache, context)
+
+
+def _refuse(source: Source, budget: str | Budget | None, ram: str | Budget | None, context: int) -> None:
+    """What is impossible whatever the statistics will say: BudgetError before anything long begins."""
+    limits = _limits(source, budget, ram, context)
+    limits.refuse_impossible_memory(source.original_bytes // 2)
+    if limits.file is not None:
+        search.refuse_impossible(limits.file, source.original_bytes, 0, source.name)
 
 
 def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,9 +101,14 @@ class Job:
 
 
 def start(
-    model: str | Path, calibrate: str | Sequence[str], seed: int, recipe: Recipe, progress: Progress
+    model: str | Path,
+    calibrate: str | Sequence[str],
+    seed: int,
+    recipe: Recipe,
+    progress: Progress,
+    refuse: Callable[[Source], None] = lambda _: None,
 ) -> Job:
-    """Load the model and the calibration text."""
+    """Load the model and the calibration text; `refuse` may raise between the two: the text can take minutes."""
     methods.find(recipe.method)
     torch.manual_seed(seed)
     seconds: dict[str, float] = {}
@@ -112,6 +117,7 @@ def start(
     source = load(model, dtype=working_dtype())
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
+    refuse(source)
     started = time.monotonic()
     texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
     text = _calibration(source, texts, recipe, seed, progress)

@@ -22,11 +22,12 @@ TAG_BITS = 0.05
 
 @dataclass(frozen=True)
 class Limits:
-    """file, ram: bytes, at least one of them given; cache: bytes of the key-value cache, a part of ram."""
+    """file, ram: bytes, one of them at least; cache: bytes of a key-value cache of `context` tokens, part of ram."""
 
     file: int | None
     ram: int | None = None
     cache: int = 0
+    context: int = 1
 
     @property
     def target(self) -> int:
@@ -48,15 +49,15 @@ class Limits:
             shares.append(memory / self.ram)
         return math.ceil(max(shares) * self.target)
 
-    def refuse_impossible_memory(self, weights: int, cache_per_token: int) -> None:
+    def refuse_impossible_memory(self, weights: int) -> None:
         """Raise BudgetError where the cache and an empty layout do not fit, saying which context would."""
         if self.ram is None:
             return
         least = round(weights * TAG_BITS / 8)
         if self.cache + least > self.ram:
-            tokens = max(0, (self.ram - least) // cache_per_token)
+            tokens = max(0, (self.ram - least) * self.context // self.cache)
             raise BudgetError(
-                f"{format_bytes(self.ram)} of memory do not hold a context of {self.cache // cache_per_token:,} tokens "
+                f"{format_bytes(self.ram)} of memory do not hold a context of {self.context:,} tokens "
                 f"({format_bytes(self.cache)} of key-value cache) and the model: at most {tokens:,} tokens would fit, "
                 "with hardly a weight left; give more memory or a smaller context"
             )
