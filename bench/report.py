@@ -120,7 +120,7 @@ how much of the distance is entropy coding alone."""
 
 def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     base = rows.get(base_name(settings["ablation_budget"]))
-    found = [r for r in rows.values() if r["section"] == "ablations"]
+    found = [r for r in rows.values() if r["section"] == "ablations" and r is not base]
     if not found or base is None:
         return ""
     lines = [
@@ -135,8 +135,10 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     budget = base["settings"]["budget"]
     for r in rows.values():
         s = r["settings"]
-        if r["section"] == "sprat" and s["budget"] == budget and s["calibration"] != "self":
-            found.append(r | {"label": f"calibrated on {KINDS[s['calibration']]}"})
+        if r["section"] == "sprat" and s["budget"] == budget:
+            own = s["calibration"] == "self"
+            label = "healing on (the default)" if own else f"calibrated on {KINDS[s['calibration']]}, healed"
+            found.append(r | {"label": label})
     for r in found:
         factor = ratio(r["kl_by_context"], base["kl_by_context"], settings["seed"])
         lines.append(
@@ -145,7 +147,7 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     return (
         f"## Parts switched off, one at a time, at {budget}\n\nCalibrated on text that the model wrote unless "
         "it says otherwise. A fit ends between 99 and 100 % of its budget.\n\n"
-        + _table(["", "MB", "KL", "same top", "KL over the default's"], lines)
+        + _table(["", "MB", "KL", "same top", "KL over the first row's"], lines)
     )
 
 
