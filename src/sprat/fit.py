@@ -5,24 +5,26 @@ source  →  sense  →  level  →  methods  →  coding  →  .sprat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from sprat import job as jobs
+from sprat.coding.container import Assembled
 from sprat.coding.ledger import Ledger
 from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.job import Job
 from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
 from sprat.level.limits import LAYOUT_BITS, Limits
+from sprat.level.rounding import Rounded
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
 from sprat.run.price import cache_bytes
-from sprat.sizes import Budget, parse_budget
+from sprat.sizes import CONTEXT, Budget, parse_budget
 from sprat.source.load import Source
 
 __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
@@ -31,8 +33,6 @@ __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 #: statistics lied: see docs/design.md, "A trap, measured".
 TRUST = 4.0
 NOISE = 0.01
-#: Tokens whose key-value cache a budget for memory covers by default.
-CONTEXT = 2048
 #: How often a fit may start again with more shrinkage.
 REPAIRS = 2
 
@@ -100,41 +100,14 @@ def fit(
         model, calibrate, seed, recipe, progress, lambda source: _refuse(source, budget, ram, context)
     )
     limits = _limits(job.source, budget, ram, context)
-    size = limits.file
     jobs.sense(job, seed)
     spreads = jobs.spreads(job)
-    overhead, held_back = jobs.overhead(job), jobs.reserve(job)
-    if size is not None:
-        floor = jobs.floor(job, spreads, overhead)
-        search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
-    else:
-        overhead, held_back = limits.cache + round(job.weights * LAYOUT_BITS / 8), 0
-    dense, threads = job.targets.dense(), torch.get_num_threads()
-    attempt = 0
-    while True:
-        with job.stage("rounding"):
-            fitted = search.search(
-                limits.target - held_back,
-                spreads,
-                bool(job.recipe.trellis),
-                overhead,
-                lambda level: jobs.build(job, level),
-                lambda rounded, file: limits.weight(rounded, file, dense, threads),
-            )
-        predicted = predict.predicted_kl(spreads, fitted.level, bool(job.recipe.trellis))
-        with job.stage("check"):
-            progress("held-out check", 0, 1)
-            measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
-            progress("held-out check", 1, 1)
-        if measured <= TRUST * predicted + NOISE:
-            break
-        _repair(job, attempt, predicted, measured)
-        attempt += 1
-    unhealed = measured
+    fitted, predicted, unhealed = _fitted(job, limits, spreads)
+    measured = unhealed
     if job.recipe.heal:
-        fitted, measured = _heal(job, fitted, measured, size)
+        fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
-    used = limits.weight(fitted.rounded, fitted.file, dense, threads) / limits.target
+    used = _weigh(job, limits)(fitted.rounded, fitted.file) / limits.target
     if used < search.LEAST:
         job.warnings.append(f"the result uses {used:.1%} of the budget; no level was found between")
     with job.stage("writing"):
@@ -150,7 +123,7 @@ def fit(
         job.seconds,
         job.warnings,
         ledger,
-        limits.memory({**dense, **fitted.rounded.entries}, threads),
+        limits.memory({**job.targets.dense(), **fitted.rounded.entries}, torch.get_num_threads()),
     )
 
 
@@ -198,6 +171,41 @@ def _refuse(source: Source, budget: str | Budget | None, ram: str | Budget | Non
     limits.refuse_impossible_memory(source.original_bytes // 2)
     if limits.file is not None:
         search.refuse_impossible(limits.file, source.original_bytes, 0, source.name)
+
+
+def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[search.Fitted, float, float]:
+    """The level that fills the limits, its predicted KL and the held-out one, with more shrinkage where they part."""
+    overhead, held_back = jobs.overhead(job), jobs.reserve(job)
+    if limits.file is not None:
+        floor = jobs.floor(job, spreads, overhead)
+        search.refuse_impossible(limits.file, job.source.original_bytes, floor, job.source.name)
+    else:
+        overhead, held_back = limits.cache + round(job.weights * LAYOUT_BITS / 8), 0
+    trellis, attempt = bool(job.recipe.trellis), 0
+    while True:
+        with job.stage("rounding"):
+            fitted = search.search(
+                limits.target - held_back,
+                spreads,
+                trellis,
+                overhead,
+                lambda level: jobs.build(job, level),
+                _weigh(job, limits),
+            )
+        predicted = predict.predicted_kl(spreads, fitted.level, trellis)
+        with job.stage("check"):
+            job.progress("held-out check", 0, 1)
+            measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
+            job.progress("held-out check", 1, 1)
+        if measured <= TRUST * predicted + NOISE:
+            return fitted, predicted, measured
+        _repair(job, attempt, predicted, measured)
+        attempt += 1
+
+
+def _weigh(job: Job, limits: Limits) -> Callable[[Rounded, Assembled], int]:
+    dense, threads = job.targets.dense(), torch.get_num_threads()
+    return lambda rounded, file: limits.weight(rounded, file, dense, threads)
 
 
 def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:

@@ -192,9 +192,7 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
         rounded = round_sequentially(job.targets, level, recipe, entropy.prior_tables(), ids, job.progress)
     else:
         rounded = rounding.round_model(job.targets, level, recipe, entropy.prior_tables(), job.progress)
-    tables = entropy.Tables.from_counts(rounded.counts)
-    entries = {**job.targets.dense(), **rounded.entries}
-    return rounded, _assemble(job, entries, tables, level)
+    return rounded, _file(job, rounded, level)
 
 
 def healed(job: Job, fitted: Fitted) -> Fitted:
@@ -214,13 +212,17 @@ def healed(job: Job, fitted: Fitted) -> Fitted:
         progress=job.progress,
     )
     rounded = replace(fitted.rounded, entries=new)
-    tables = entropy.Tables.from_counts(rounded.counts)
-    return Fitted(fitted.level, rounded, _assemble(job, {**job.targets.dense(), **new}, tables, fitted.level))
+    return Fitted(fitted.level, rounded, _file(job, rounded, fitted.level))
 
 
 def reserve(job: Job) -> int:
     """Bytes that healing may add: scales that have moved cost a little more."""
     return job.targets.vectors(embeddings=False) // 32 if job.recipe.heal else 0
+
+
+def _file(job: Job, rounded: rounding.Rounded, level: float) -> Assembled:
+    entries = {**job.targets.dense(), **rounded.entries}
+    return _assemble(job, entries, entropy.Tables.from_counts(rounded.counts), level)
 
 
 def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None, level: float) -> Assembled:
@@ -237,7 +239,7 @@ def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None
 
 
 def overhead(job: Job) -> int:
-    """Bytes of the file that no level changes: tokenizer, header, norms, and and their scales and classes."""
+    """Bytes of the file that no level changes: tokenizer, header, norms, and seven bits for each scale and class."""
     fixed = _assemble(job, job.targets.dense(), None, 0.0).nbytes
     return fixed + job.targets.vectors() * 7 // 8 + 4096
 

@@ -19,6 +19,8 @@ UNITS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+#: Tokens whose key-value cache a budget for memory covers by default.
+CONTEXT = 2048
 _BY_LOWER = {unit.lower(): unit for unit in UNITS} | {"": "B"}
 _EXAMPLES = "50MB, 5.5GiB, 250kB, 500000, 40% or 3.2bpw"
 _NUMBER = re.compile(r"\s*([0-9](?:[0-9_,]*[0-9])?(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")

@@ -14,6 +14,7 @@ EXAMPLES = """  sprat bench smol.sprat
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Which file, how often, and how it is computed."""
     add_file(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
@@ -23,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    from sprat.run.engine import why
+    """Measure, then print a table or JSON."""
     from sprat.run.measure import measure
 
     with terminal.bars() as progress:
@@ -35,8 +36,7 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.runs,
             progress,
         )
-    if arguments.engine == "auto" and (reason := why(engine)):
-        terminal.note(f"running through torch, which is slow: {reason}")
+    running.note_engine(engine, arguments)
     if arguments.json:
         terminal.write_json(found.to_json())
         return

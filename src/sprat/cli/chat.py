@@ -34,6 +34,7 @@ _HINT = "Ctrl-C stops an answer; /quit or Ctrl-D leaves"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to talk with, how it answers, and how it is computed."""
     add_file(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that stand before the conversation")
     parser.add_argument(
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Answer line after line, from a terminal or a pipe."""
     import sprat
     from sprat.run.chat import Conversation
     from sprat.run.tokenizer import open_tokenizer

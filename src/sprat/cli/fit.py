@@ -8,7 +8,7 @@ from pathlib import Path
 from sprat.cli import terminal
 from sprat.cli.arguments import add_calibration, add_model, budget, calibrated, whole
 from sprat.errors import BudgetError
-from sprat.sizes import format_bytes
+from sprat.sizes import CONTEXT, format_bytes
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
@@ -37,9 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         type=whole,
-        default=2048,
+        default=CONTEXT,
         metavar="N",
-        help="tokens of key-value cache that --ram covers (default 2048)",
+        help="tokens of key-value cache that --ram covers (default %(default)s)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"

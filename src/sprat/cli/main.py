@@ -35,6 +35,7 @@ _EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    """All verbs; each module's `configure` adds its arguments."""
     top = Parser(
         prog="sprat",
         description="Fit a language model into the bytes you have, prove what that cost, run the result.",

@@ -15,6 +15,7 @@ EXAMPLES = """  sprat run smol.sprat "Why is the sky blue?"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to let write, from which prompt, and how."""
     add_file(parser)
     parser.add_argument(
         "prompt", metavar="PROMPT", help="the text to answer or continue; '-' reads standard input"
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Write to standard output, token by token."""
     import sprat
     from sprat.run.generate import generate
 

@@ -50,6 +50,7 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.0) -> N
 
 
 def sampling(arguments: argparse.Namespace) -> Sampling:
+    """What `add_sampling` asked for. Raises RequestError for a value outside its range."""
     from sprat.run.sampling import Sampling
 
     return Sampling(
@@ -67,6 +68,13 @@ def open_engine(artifact: Artifact, arguments: argparse.Namespace) -> Engine:
     from sprat.run import engine
 
     opened = engine.open_engine(artifact, arguments.threads, arguments.context, arguments.engine)
-    if arguments.engine == "auto" and (reason := engine.why(opened)):
-        terminal.note(f"running through torch, which is slow: {reason}")
+    note_engine(opened, arguments)
     return opened
+
+
+def note_engine(opened: Engine, arguments: argparse.Namespace) -> None:
+    """Say why the native engine was not taken, where nobody asked for another."""
+    from sprat.run.engine import why
+
+    if arguments.engine == "auto" and (reason := why(opened)):
+        terminal.note(f"running through torch, which is slow: {reason}")

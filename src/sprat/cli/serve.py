@@ -16,6 +16,7 @@ EXAMPLES = """  sprat serve smol.sprat
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """What to serve, where, to whom, and within which limits."""
     add_file(parser)
     parser.add_argument(
         "--host",
@@ -53,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
+    """Serve until Ctrl-C."""
     import sprat
 
     try:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from sprat.coding.tensors import Entry, Lattice, LogScale
 from sprat.progress import Progress, silent
+from sprat.sense.statistics import SKIP
 
-#: The first token of a context predicts from nothing but itself; it is left out of all statistics too.
-SKIP = 1
+#: Steps until Adam's rate is whole.
 WARM_UP = 5
 
 

@@ -46,11 +46,10 @@ class Architecture:
     norm_offset: float
     places: dict[str, Place] = field(repr=False)
 
-    @property
-    def cache_values(self) -> int:
-        """Numbers that the key-value cache holds for each token."""
+    def cache_bytes(self, exact: bool = False) -> int:
+        """Bytes that a token takes in the key-value cache: in bf16, or in float32 with exact activations."""
         s = self.shape
-        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32)
+        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32) * (4 if exact else 2)
 
 
 def architecture(config: dict[str, Any]) -> Architecture:

@@ -99,7 +99,7 @@ def measure(
         decode.append(written / _decode(engine, written))
         progress("measuring", OPENS + 2 * i + 2, total)
     used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
-    bandwidth, streamed = read_bandwidth(used, ARRAY_BYTES), ARRAY_BYTES
+    bandwidth = read_bandwidth(used, ARRAY_BYTES)
     progress("measuring", total, total)
     per_token = getattr(engine, "bytes_per_token", None)
     made = Measurement(
@@ -118,7 +118,7 @@ def measure(
         bytes_per_token=per_token,
         bandwidth_bytes_per_second=bandwidth,
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
-        bandwidth_array_bytes=streamed,
+        bandwidth_array_bytes=ARRAY_BYTES,
         resident_bytes=resident[0],
         engine_bytes=resident[1],
         spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},

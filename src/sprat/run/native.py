@@ -114,7 +114,7 @@ class NativeEngine:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes that a token takes in a session's key-value cache."""
-        return self.architecture.cache_values * (4 if self.activations == "float" else 2)
+        return self.architecture.cache_bytes(self.activations == "float")
 
     @property
     def resident(self) -> dict[str, int]:

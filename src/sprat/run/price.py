@@ -16,17 +16,13 @@ from sprat.coding.tensors import Entry, Lattice
 from sprat.errors import UnsupportedError
 from sprat.run.architecture import architecture
 
-#: Bytes of a number in the cache (bf16).
-CACHE_WIDTH = 2
-
 
 def cache_bytes(config: Mapping[str, Any], context: int) -> int:
     """The key-value cache of `context` tokens. Raises `UnsupportedError` where the engine serves no such model."""
     try:
-        values = architecture(dict(config)).cache_values
+        return context * architecture(dict(config)).cache_bytes()
     except UnsupportedError as error:
         raise UnsupportedError(f"a budget for memory is one for the native engine: {error}") from None
-    return values * CACHE_WIDTH * context
 
 
 def weights_bytes(entries: Mapping[str, Entry], threads: int = 1) -> int:

@@ -13,12 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-
-def default_root() -> Path:
-    """$SPRAT_CACHE, or the user's cache directory."""
-    if root := os.environ.get("SPRAT_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
+from sprat.folders import cache_root
 
 
 class Cache:
@@ -26,7 +21,7 @@ class Cache:
 
     def __init__(self, key: dict[str, Any], root: Path | None = None):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = (root or default_root()) / digest
+        self.folder = (root or cache_root()) / digest
 
     def __contains__(self, name: str) -> bool:
         """Whether it is there in full length; a damaged file is removed."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sprat.errors import SourceError
+from sprat.folders import cache_root
 
 _CHUNK = 1 << 22
 
@@ -75,9 +76,7 @@ def _part(name: str, package: Package, module: str, file: str) -> Path:
 
 
 def _joined(name: str, package: Package, parts: list[Path]) -> Path:
-    from sprat.sense.cache import default_root
-
-    target = default_root() / "models" / package.file
+    target = cache_root() / "models" / package.file
     # It gets its name when its hash was right, so the length is all that need be looked at later.
     if target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts):
         return target
