@@ -69,6 +69,7 @@ def search(
         else:
             low = max(low, level)
         weighed.append((predicted_bits(spreads, level, trellis) / 8, nbytes))
+        del rounded, file  # two bytes a weight, which the next build needs
     if best is None:
         raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
     return best
