@@ -97,7 +97,7 @@ def _prompts() -> list[dict[str, Any]]:
         ("Explain in two sentences why the sky is blue.",
          "The sky appears blue because of a phenomenon called Rayleigh scattering. Air scatters short waves most.",
          "The sky appears blue because of the way the human eye perceives the color blue. It is the color of light."),
-        ("Write a function that adds two numbers.", "def add(a, b):\n    return a + b", "def add(a, b):\n    return a + b"),
+        ("Write a function that adds.", "def add(a, b):\n    return a + b", "def add(a, b):\n    return a + b"),
         ("Name three rivers in Europe.", "1. The Danube\n2. The Rhine\n3. The Volga", "1. The Danube\n2. The Rhine"),
     )  # fmt: skip
     out = []

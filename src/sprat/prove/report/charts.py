@@ -33,7 +33,7 @@ class Span:
 
 def ticks(top: float, most: int = 4) -> list[float]:
     """Round numbers from 0 to just above `top`: at most `most` steps of 1, 2 or 5 times a power of ten."""
-    if top <= 0:
+    if top < 1e-12:
         return [0.0, 1.0]
     step = next(s for s in _rounds(top / most) if s * most >= top)
     return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]

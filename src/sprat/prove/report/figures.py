@@ -140,8 +140,8 @@ class Result:
 
 
 def number(value: Any) -> bool:
-    """Whether `value` is a finite number (JSON's true and false are not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a number that can be shown: finite, of under 300 digits, not JSON's true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def decimals(value: float, style: Style) -> int:

@@ -32,9 +32,17 @@ def compose(result: Result, before: str = "") -> str:
 
 
 def _kept(before: str) -> str:
-    """What stands after the heading in the old page."""
-    _, found, rest = before.partition(f"\n{HEADING}\n")
-    return rest.strip("\n") if found and rest.strip() else _INVITATION
+    """What stands after the heading in the old page (the heading itself, not one quoted in a fence)."""
+    lines, fence = before.splitlines(), ""
+    for i, line in enumerate(lines):
+        run = re.match("`{3,}", line)
+        if fence:
+            fence = "" if line.startswith(fence) and not line.strip("`") else fence
+        elif run:
+            fence = run[0]
+        elif line == HEADING:
+            return "\n".join(lines[i + 1 :]).strip("\n") or _INVITATION
+    return _INVITATION
 
 
 def _metrics(result: Result) -> str:
