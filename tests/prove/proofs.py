@@ -137,6 +137,29 @@ def _tasks() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def large() -> dict[str, Any]:
+    """A large model and a long menu of tasks: 96 layers, 16 ranges of positions, 71 tasks, nine-digit counts."""
+    result = full()
+    result["layers"] = [{"name": f"layer {i}", "kl": 0.0004 + 0.0061 / (1 + i)} for i in range(96)]
+    result["layers"] += [{"name": "embedding", "kl": 0.0042}, {"name": "head", "kl": 0.0081}]
+    result["positions"] = [
+        {
+            "from": 8192 * i,
+            "to": 8192 * (i + 1),
+            "tokens": 104_857_600,
+            "kl": estimate(0.0009 + 0.0002 * i, 0.0001),
+        }
+        for i in range(16)
+    ]
+    task = result["tasks"][3]
+    result["tasks"] += [
+        task | {"name": f"blimp_sentential_negation_npi_licensor_present_{i}"} for i in range(67)
+    ]
+    result["file"] |= {"bytes": 123_456_789_012, "path": f"models/{'a-rather-long-model-name-' * 4}.sprat"}
+    result["against"] |= {"bytes": 810_000_000_000}
+    return result
+
+
 def nulls() -> dict[str, Any]:
     """Every key of the contract, and null for what may be missing; a text too short for intervals."""
     result = full()

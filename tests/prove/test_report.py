@@ -213,6 +213,20 @@ def test_headline():
     )
 
 
+def test_two_tokenizers():
+    """KL, same top and perplexity a token cannot be had; bits a byte still compare."""
+    result = proofs.minimal()
+    for name in ("kl", "same_top", "perplexity_ratio", "kl_median", "kl_p99", "kl_max"):
+        result["metrics"][name] = None
+    assert said(result).endswith("smaller, takes 0.0371 bits more for a byte of text (0.0335 to 0.0407).")
+    assert verdict.plain(verdict.details(Result(result))[0]).startswith("Measured on 10,200 tokens")
+    agree(page(result).figures, result)
+    result["metrics"]["bits_per_byte_difference"] = proofs.estimate(-0.02, 0.01)
+    assert said(result).endswith("takes 0.0200 bits fewer for a byte of text (0.0100 to 0.0300).")
+    result["metrics"]["bits_per_byte_difference"] = proofs.estimate(0.001, 0.01)
+    assert "as far as can be told (−0.0090 to 0.0110)" in said(result)
+
+
 def test_details():
     full = " ".join(verdict.plain(s) for s in verdict.details(Result(proofs.full())))
     assert full == (

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sprat.prove.report.figures import Figure, Result, Shown, Style, number, write
-from sprat.prove.report.verdict import places_of_kl
+from sprat.prove.report.figures import Figure, Result, Shown, nats, number, write
 from sprat.sizes import format_bytes
 
 
@@ -93,10 +92,10 @@ class Columns:
 
 def layers(result: Result) -> Columns | None:
     """KL where only one layer is the compressed one."""
+    rows = result.rows("layers")
+    style = nats(max((result.number(f"{path}.kl") or 0.0 for path in rows), default=0.0))
     found = [
-        (result.string(f"{path}.name"), shown)
-        for path in result.rows("layers")
-        if (shown := result.show(f"{path}.kl", Style(places_of_kl(result.number(f"{path}.kl")))))
+        (result.string(f"{path}.name"), shown) for path in rows if (shown := result.show(f"{path}.kl", style))
     ]
     if not found:
         return None
@@ -142,7 +141,7 @@ class Point:
 
     @property
     def written(self) -> str:
-        return write(self.kl, Style(places_of_kl(self.kl)))
+        return write(self.kl, nats(self.kl))
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ _WIDE = _WIDTHS[2:]
 
 def plane(result: Result, peers: Sequence[dict[str, Any]]) -> Plane | None:
     """This file among its peers; None without peers or without a KL of its own."""
-    kl = result.figure("metrics.kl", Style(places_of_kl(result.number("metrics.kl.value"))))
+    kl = result.figure("metrics.kl", nats(result.number("metrics.kl.value")))
     size = result.number("file.bytes")
     others = [found for peer in peers if (found := _peer(peer))]
     if kl is None or not size or kl.value.value <= 0 or not others:

@@ -28,6 +28,11 @@ PERCENT = Style(1, " %", 100.0)
 COUNT = Style(0)
 
 
+def nats(value: float | None) -> Style:
+    """For a KL of about `value`: four decimals, more where it is small."""
+    return Style(4 if not value or value >= 0.01 else 5 if value >= 0.001 else 6)
+
+
 @dataclass(frozen=True)
 class Shown:
     """A number and its text; `path` says where in the JSON it stands, so that a page can be checked."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprat.prove.report import charts
-from sprat.prove.report.figures import PERCENT, Figure, Result, Shown, Style
-from sprat.prove.report.verdict import places_of_kl, times_smaller
+from sprat.prove.report.figures import PERCENT, Figure, Result, Shown, Style, nats
+from sprat.prove.report.verdict import times_smaller
 
 #: Colours of the ledger's kinds (page.css), in order of bytes; the last serves all that follow.
 _HUES = 6
@@ -26,7 +26,7 @@ class Row:
 
 def metrics(result: Result) -> list[Row]:
     """Fidelity: every metric that was measured, with what it means."""
-    kl = Style(places_of_kl(result.number("metrics.kl.value")))
+    kl = nats(result.number("metrics.kl.value"))
     listed = (
         ("kl", "KL to the original", "nats a token; 0 is identical", kl, False),
         ("same_top", "Same top token", "both models favour the same next token", PERCENT, False),
@@ -67,9 +67,10 @@ class Parts:
 
 
 def _parts(result: Result, path: str, named: Callable[[str], str]) -> Parts | None:
+    paths = result.rows(path)
+    style = nats(min((kl for row in paths if (kl := result.number(f"{row}.kl.value"))), default=None))
     rows = [
-        Part(named(row), result.show(f"{row}.tokens"), result.figure(f"{row}.kl", Style(4)))
-        for row in result.rows(path)
+        Part(named(row), result.show(f"{row}.tokens"), result.figure(f"{row}.kl", style)) for row in paths
     ]
     return Parts(rows, charts.intervals([row.kl for row in rows])) if any(row.kl for row in rows) else None
 

@@ -2,8 +2,8 @@
 
 How far a file is from its original is said in one of six ways, by KL, and by the *upper* end of its interval,
 so that little text never flatters. The bounds lie between rates that people know: on SmolLM2-135M
-(WikiText-2) llama.cpp's Q8_0 has a KL of 0.0035, Q4_K_M 0.031, Q3_K_M 0.079, Q4_0 0.158, IQ2_XXS 0.46, and
-TQ2_0, which writes no sense, over 10 (bench/peers/llamacpp.json). A word is a reading aid; the figures count.
+(WikiText-2) llama.cpp's Q8_0 has a KL of 0.0035, Q4_K_M 0.031, Q3_K_M 0.079, Q4_0 0.158, IQ2_XXS 0.457 and
+IQ1_S 0.91 (bench/peers/llamacpp.json). A word is a reading aid; the figures count.
 
 Perplexity is called higher or lower only where the interval of its ratio leaves 1 out. A task is called
 changed where McNemar's p survives Holm's correction over all tasks at 5 %: of twenty tasks that nothing
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from sprat.prove.report.figures import COUNT, PERCENT, Figure, Interval, Result, Shown, Style
+from sprat.prove.report.figures import COUNT, PERCENT, Figure, Interval, Result, Shown, Style, nats
 
 #: A sentence: words, figures that know where they come from, and intervals, which stand together.
 Sentence = list["str | Shown | Interval"]
@@ -30,6 +30,8 @@ WORDS = (
 )
 #: Probability of calling any unchanged task changed.
 TASK_LEVEL = 0.05
+#: Metrics that the verdict takes its interval from, the first that there is.
+_COMPARED = ("kl", "perplexity_ratio", "bits_per_byte_difference")
 #: Changed tasks that the verdict names.
 _NAMED = 4
 
@@ -47,7 +49,7 @@ def headline(result: Result) -> Sentence:
     subject: Sentence = ["This ", size, " file"] if size else [name or "This file"]
     if smaller := times_smaller(result):
         subject += [", ", f"{smaller:.3g}", " times smaller,"]
-    parts = [part for part in (_kept(result), _perplexity(result)) if part]
+    parts = [part for part in (_kept(result), _perplexity(result) or _bits(result)) if part]
     if not parts:
         return [*subject, " was not compared with an original."]
     joined = parts[0] if len(parts) == 1 else [*parts[0], "; ", *parts[1]]
@@ -84,6 +86,23 @@ def _perplexity(result: Result) -> Sentence:
     return ["its perplexity is ", change.value, " higher" if higher else " lower", *_within(change)]
 
 
+def _bits(result: Result) -> Sentence:
+    """What models of different tokens can still be compared by."""
+    more = result.figure("metrics.bits_per_byte_difference", Style(4))
+    if more is None:
+        return []
+    low, high = more.ends
+    if more.interval and low <= 0 <= high:
+        return [
+            "takes as many bits for a byte of text as the original, as far as can be told",
+            *_within(more),
+        ]
+    if more.value.value >= 0:
+        return ["takes ", more.value, " bits more for a byte of text", *_within(more)]
+    fewer = result.figure("metrics.bits_per_byte_difference", Style(4, "", -1))
+    return ["takes ", fewer.value, " bits fewer for a byte of text", *_within(fewer)] if fewer else []
+
+
 def _within(figure: Figure | None, unit: str = "") -> Sentence:
     """` (low to high)`, or nothing where there is no interval."""
     return [" (", figure.interval, f"{unit})"] if figure and figure.interval else []
@@ -95,7 +114,7 @@ def details(result: Result) -> list[Sentence]:
 
 
 def _divergence(result: Result) -> Sentence:
-    kl = result.figure("metrics.kl", Style(places_of_kl(result.number("metrics.kl.value"))))
+    kl = result.figure("metrics.kl", nats(result.number("metrics.kl.value")))
     name = result.string("against.name") or "the original"
     tokens, contexts = result.show("settings.scored_tokens"), result.show("settings.contexts")
     where: Sentence = ["Measured"] if kl is None else [f"Its KL to {name} is ", kl.value, " nats a token"]
@@ -108,7 +127,7 @@ def _divergence(result: Result) -> Sentence:
         where += [" in ", contexts, " contexts" if contexts.value != 1 else " context"]
     if text := PurePath(result.string("text.path")).name:
         where += [f" of {text}"]
-    compared = [f for name in ("kl", "perplexity_ratio") if (f := result.figure(f"metrics.{name}", COUNT))]
+    compared = [f for name in _COMPARED if (f := result.figure(f"metrics.{name}", COUNT))]
     if any(figure.interval for figure in compared):
         return [*where, f"; intervals are {100 * level(result):g} %."]
     return [*where, "; no intervals: the text is too short for them." if compared else "."]
@@ -116,12 +135,7 @@ def _divergence(result: Result) -> Sentence:
 
 def level(result: Result) -> float:
     """The probability that the intervals are made for."""
-    return result.number("metrics.kl.level") or result.number("metrics.perplexity_ratio.level") or 0.95
-
-
-def places_of_kl(value: float | None) -> int:
-    """Four decimals, more where the value is small (six at most)."""
-    return 4 if not value or value >= 0.01 else 5 if value >= 0.001 else 6
+    return next((found for name in _COMPARED if (found := result.number(f"metrics.{name}.level"))), 0.95)
 
 
 def changed_tasks(result: Result) -> dict[str, bool]:
