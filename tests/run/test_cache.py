@@ -15,7 +15,7 @@ from sprat.run.architecture import CACHES
 from sprat.run.native import NativeEngine
 
 KERNELS = _core.kernels()
-IDS = np.random.default_rng(5).integers(0, VOCABULARY, 90)
+IDS = np.random.default_rng(5).integers(0, VOCABULARY, 90).tolist()
 
 
 def filled(precision: str, keys: np.ndarray, values: np.ndarray, capacity: int = 0):
@@ -82,7 +82,9 @@ def problems(draw):
     # A few dimensions far larger than the others, and tokens of very different size.
     size = np.exp2(rng.normal(0, 1.5, dimension)) * np.exp2(rng.normal(0, 1, (length, 1)))
     keys = (rng.standard_normal((length, dimension)) * size).astype(np.float32)
-    values = (rng.standard_normal((length, dimension)) * np.exp2(rng.normal(0, 2, (length, 1)))).astype(np.float32)
+    values = (rng.standard_normal((length, dimension)) * np.exp2(rng.normal(0, 2, (length, 1)))).astype(
+        np.float32
+    )
     q = rng.standard_normal((count, dimension)).astype(np.float32)
     last = rng.integers(1, length + 1, count)
     return keys, values, q, (last * rng.random(count) * draw(st.booleans())).astype(int), last
@@ -118,7 +120,9 @@ def test_int8_rounds_as_it_says(problem):
 def test_every_kernel_gives_the_portable_ones_bits(kernel, problem):
     keys, values, q, first, last = problem
     cache = filled("int8", keys, values)
-    assert np.array_equal(attend(cache, q, first, last, 0.3, kernel), attend(cache, q, first, last, 0.3, "portable"))
+    assert np.array_equal(
+        attend(cache, q, first, last, 0.3, kernel), attend(cache, q, first, last, 0.3, "portable")
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
@@ -150,7 +154,14 @@ def test_sizes_at_the_ends_of_float32(size):
 
 
 def test_caches_that_cannot_be_are_refused():
-    for sizes in ((0, 1, 8, 9), (1, 0, 8, 9), (1, 1, 0, 9), (1, 1, 8, 0), (1, 1, 4097, 9), (1, 1, 8, 2**30 + 1)):
+    for sizes in (
+        (0, 1, 8, 9),
+        (1, 0, 8, 9),
+        (1, 1, 0, 9),
+        (1, 1, 8, 0),
+        (1, 1, 4097, 9),
+        (1, 1, 8, 2**30 + 1),
+    ):
         with pytest.raises(ValueError, match="a cache that cannot be"):
             _core.Cache(*sizes, "int8")
     with pytest.raises(ValueError, match="no cache of int9: float32, bf16 or int8"):
