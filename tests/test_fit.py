@@ -495,8 +495,11 @@ def test_plans_tell_the_memory_too(tiny, tmp_path):
         tight.predicted_bytes <= 18_000 and tight.predicted_ram_bytes < 0.99 * 40_000
     )  # the file is the limit
     assert (wide.level, wide.predicted_bytes) == (row.level, row.predicted_bytes)  # memory is
-    bf16 = sprat.plan(tiny.folder, recipe=recipe, **options, cache="bf16")[0]
-    assert bf16.level > row.level and bf16.predicted_ram_bytes <= 40_000
+    options["context"] = 20
+    int8, bf16 = (
+        sprat.plan(tiny.folder, recipe=recipe, **options, cache=kind)[0] for kind in ("int8", "bf16")
+    )
+    assert row.level > bf16.level > int8.level and bf16.predicted_ram_bytes <= 40_000
     with pytest.raises(BudgetError, match="smallest budget that works is"):
         sprat.plan(tiny.folder, recipe=recipe, ram="25kB", context=40)
     with pytest.raises(BudgetError, match="a plan needs budgets"):
