@@ -32,6 +32,8 @@ void attend_int8(Cache& cache, int layer, int head, float scale, const Queries& 
         scratch.scale.resize(most * kTokens);
         scratch.base.resize(most * kTokens);
     }
+    // Kernels take queries by four: what the missing ones give has room and is not read.
+    const int whole = (queries.count + 3) / 4 * 4;
     float *scores = scratch.scores.data(), *row = scores + kQueries * width;
     const auto rounded = [&](const float* x, size_t parts, size_t r) {
         kernel.quantize(x, parts, kTokens, scratch.q.data() + r * kPanel, scratch.scale.data() + r,
@@ -39,7 +41,7 @@ void attend_int8(Cache& cache, int layer, int head, float scale, const Queries& 
     };
     const auto product = [&](const uint8_t* matrix, size_t parts, float* y, size_t stride) {
         const Input in{kTokens, parts, kTokens, scratch.q.data(), scratch.scale.data(), scratch.base.data()};
-        kernel.blocks(matrix, scratch.panels.data(), parts, in, 0, queries.count, y, stride);
+        kernel.blocks(matrix, scratch.panels.data(), parts, in, 0, whole, y, stride);
     };
 
     for (size_t r = 0; r < count; ++r) {

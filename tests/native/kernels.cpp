@@ -1,7 +1,8 @@
 // Every kernel against the portable one without Python, for machines that are only emulated and for sanitizers:
 //
-//   c++ -std=c++20 -O2 -ffp-contract=off -Icsrc/engine tests/native/kernels.cpp csrc/engine/{kernels,kernel_avx2,
-//       kernel_avx512,kernel_neon,pack,arena,attention,attention_int8,cache}.cpp -o kernels && ./kernels
+//   c++ -std=c++20 -O2 -ffp-contract=off -fopenmp-simd -Icsrc/engine tests/native/kernels.cpp
+//       csrc/engine/{kernels,kernel_avx2,kernel_avx512,kernel_neon,pack,arena,attention,attention_int8,cache}.cpp
+//       -o kernels && ./kernels
 //
 // With aarch64-linux-gnu-g++ -static and qemu-aarch64 -cpu max it tries NEON; -fsanitize=address,undefined works too.
 #include <cmath>
