@@ -453,12 +453,57 @@ def test_memory_is_a_budget_too(tiny, tmp_path):
     assert both.nbytes >= 0.99 * 22_000 or both.ram_nbytes >= 0.99 * 40_000
 
 
-def test_a_context_that_does_not_fit_says_how_many_tokens_would(tiny, tmp_path):
-    with pytest.raises(BudgetError, match=r"at most [1-9][0-9]* tokens would fit"):
-        sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=RECIPE, ram="40kB", context=4000)
+def test_memory_that_does_not_suffice_names_what_would(tiny, tmp_path):
+    """The smallest budget and the longest context that are named do work, and less than they does not."""
+    out, recipe = tmp_path / "f.sprat", replace(RECIPE, trellis=0)
+
+    def refusal(ram: str, context: int) -> tuple[str, int, int]:
+        with pytest.raises(BudgetError, match="tokens would fit") as caught:
+            sprat.fit(tiny.folder, None, out, recipe=recipe, ram=ram, context=context)
+        numbers = re.search(
+            r"works is (?:above )?([0-9,]+) bytes.* ([0-9,]+) tokens would fit", str(caught.value)
+        )
+        assert numbers is not None and not out.exists()
+        floor, tokens = (int(number.replace(",", "")) for number in numbers.groups())
+        return str(caught.value), floor, tokens
+
+    said, floor, tokens = refusal("40kB", 4000)
+    assert "4,000 tokens (1.15 MB of key-value cache) does not fit into 40,000 bytes of memory" in said
+    assert (
+        f"works is above {floor:,} bytes" in said and f"less than {tokens} tokens" in said
+    )  # before any statistics
+    said, floor, _ = refusal("25kB", 40)
+    assert f"works is {floor:,} bytes" in said
+    result = sprat.fit(tiny.folder, None, out, recipe=recipe, ram=str(floor), context=40)
+    assert result.ram_nbytes is not None and result.ram_nbytes <= floor
+    out.unlink()
+    _, _, tokens = refusal("25kB", 40)
+    sprat.fit(tiny.folder, None, out, recipe=recipe, ram="25kB", context=tokens)
     with pytest.raises(BudgetError, match="a budget for the file, for memory"):
         sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=RECIPE)
-    assert not list(tmp_path.iterdir())
+
+
+def test_plans_tell_the_memory_too(tiny, tmp_path):
+    recipe, options = replace(RECIPE, trellis=0), {"ram": "40kB", "context": 40}
+    (row,) = sprat.plan(tiny.folder, recipe=recipe, **options)
+    assert row.budget_bytes is None
+    result = sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=recipe, **options)
+    assert result.ram_nbytes == pytest.approx(row.predicted_ram_bytes, rel=0.05)
+    assert result.nbytes == pytest.approx(row.predicted_bytes, rel=0.1)
+    tight, wide = sprat.plan(tiny.folder, ["18kB", "40kB"], recipe=recipe, **options)
+    assert (
+        tight.predicted_bytes <= 18_000 and tight.predicted_ram_bytes < 0.99 * 40_000
+    )  # the file is the limit
+    assert (wide.level, wide.predicted_bytes) == (row.level, row.predicted_bytes)  # memory is
+    options["context"] = 20
+    int8, bf16 = (
+        sprat.plan(tiny.folder, recipe=recipe, **options, cache=kind)[0] for kind in ("int8", "bf16")
+    )
+    assert row.level > bf16.level > int8.level and bf16.predicted_ram_bytes <= 40_000
+    with pytest.raises(BudgetError, match="smallest budget that works is"):
+        sprat.plan(tiny.folder, recipe=recipe, ram="25kB", context=40)
+    with pytest.raises(BudgetError, match="a plan needs budgets"):
+        sprat.plan(tiny.folder, recipe=recipe)
 
 
 def test_memory_of_a_family_that_the_engine_does_not_serve_is_refused(tmp_path):

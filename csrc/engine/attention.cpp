@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "clones.hpp"
+#include "softmax.hpp"
 
 namespace sprat::engine {
 
@@ -10,13 +10,6 @@ namespace {
 
 using Vector = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
-
-Bf16 to_bf16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<Bf16>(bits >> 16 | 0x40);
-    return static_cast<Bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 }  // namespace
 
@@ -92,22 +85,6 @@ template <class C, int N>
         mix_columns<C, N, 1>(values + d, scores, padded, dimension - d, begin, span, used, out, d);
 }
 
-// s (span, a multiple of 32) = e^(scale s) within [first, last), in shares of their sum; elsewhere less than 1e-37.
-[[gnu::always_inline]] inline void softmax(float* s, int span, int first, int last, float scale) {
-    for (int i = 0; i < first; ++i) s[i] = -1e30f;
-    for (int i = last; i < span; ++i) s[i] = -1e30f;
-    float most = -1e30f, sum = 0;
-#pragma omp simd reduction(max : most)
-    for (int i = 0; i < span; ++i) most = s[i] > most ? s[i] : most;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < span; ++i) {
-        s[i] = exp_of((s[i] - most) * scale);
-        sum += s[i];
-    }
-    const float inverse = 1.0f / sum;
-    for (int i = 0; i < span; ++i) s[i] *= inverse;
-}
-
 template <class C>
 [[gnu::always_inline]] inline void attend_with(const C* keys, const C* values, int padded, int dimension, float scale,
                                                const Queries& queries, int begin, int span, float* scores) {
@@ -138,12 +115,8 @@ SPRAT_CLONES static void attend_float(const float* keys, const float* values, in
     attend_with(keys, values, padded, dimension, scale, queries, begin, span, scores);
 }
 
-void attend(Cache& cache, int layer, int head, int dimension, float scale, const Queries& queries,
-            std::vector<float>& scores) {
-    // Rounded up to whole groups of four queries, the last one repeated into a place that nobody reads.
-    Queries whole = queries;
-    const int count = queries.count > 4 ? 8 : 4;
-    std::vector<float>& room = scores;
+void attend(Cache& cache, int layer, int head, float scale, const Queries& queries, const Kernel& kernel,
+            Scratch& scratch) {
     int begin = queries.first[0], end = queries.last[0];
     for (int r = 1; r < queries.count; ++r) {
         begin = std::min(begin, queries.first[r]);
@@ -151,61 +124,27 @@ void attend(Cache& cache, int layer, int head, int dimension, float scale, const
     }
     begin = begin / kGroup * kGroup;
     const int span = (end - begin + kGroup - 1) / kGroup * kGroup;
-    const size_t needed = static_cast<size_t>(count) * static_cast<size_t>(span) + static_cast<size_t>(dimension);
-    if (room.size() < needed) room.resize(needed);
-    for (int r = queries.count; r < count; ++r) {
+    const auto most = static_cast<size_t>(kQueries) * static_cast<size_t>(span);
+    const size_t needed = most + static_cast<size_t>(cache.padded());
+    if (scratch.scores.size() < needed) scratch.scores.resize(needed);
+    if (cache.precision() == Precision::kInt8)
+        return attend_int8(cache, layer, head, scale, queries, begin, span, kernel, scratch);
+    // Rounded up to whole groups of four queries, the first one repeated into a place that nobody reads.
+    Queries whole = queries;
+    whole.count = queries.count > 4 ? 8 : 4;
+    for (int r = queries.count; r < whole.count; ++r) {
         whole.q[r] = queries.q[0];
         whole.first[r] = queries.first[0];
         whole.last[r] = queries.last[0];
-        whole.out[r] = room.data() + static_cast<size_t>(count) * static_cast<size_t>(span);
+        whole.out[r] = scratch.scores.data() + most;
     }
-    whole.count = count;
-    const int padded = cache.padded();
-    if (cache.exact())
+    const int padded = cache.padded(), dimension = cache.dimension();
+    if (cache.precision() == Precision::kFloat32)
         attend_float(cache.keys<float>(layer, head), cache.values<float>(layer, head), padded, dimension, scale, whole,
-                     begin, span, room.data());
+                     begin, span, scratch.scores.data());
     else
         attend_bf16(cache.keys<Bf16>(layer, head), cache.values<Bf16>(layer, head), padded, dimension, scale, whole,
-                    begin, span, room.data());
-}
-
-Cache::Cache(int layers, int heads, int dimension, int capacity, bool exact)
-    : heads_(heads),
-      dimension_(dimension),
-      padded_((dimension + kGroup - 1) / kGroup * kGroup),
-      capacity_(capacity),
-      rounded_((capacity + kGroup - 1) / kGroup * kGroup),
-      exact_(exact) {
-    const size_t bytes = 2 * static_cast<size_t>(heads) * head_values() * (exact ? sizeof(float) : sizeof(Bf16));
-    for (int l = 0; l < layers; ++l) {
-        // calloc: pages of a large block are zero and unclaimed until they are written.
-        auto* block = static_cast<uint8_t*>(std::calloc(bytes + 64, 1));
-        if (!block) throw std::bad_alloc();
-        layers_.emplace_back(block);
-    }
-}
-
-size_t Cache::bytes() const {
-    return layers_.size() * 2 * static_cast<size_t>(heads_) * static_cast<size_t>(padded_) *
-           static_cast<size_t>(length) * (exact_ ? sizeof(float) : sizeof(Bf16));
-}
-
-void Cache::put(int layer, int head, int position, const float* key, const float* value) {
-    const auto at = static_cast<size_t>(position), width = static_cast<size_t>(padded_);
-    // Of 32 numbers, the i-th and the (16 + i)-th share a word where they are halves.
-    const auto place = [this](size_t i) { return exact_ ? i : i % 16 * 2 + i / 16; };
-    const auto store = [&](auto* keys, auto* values, auto convert) {
-        keys += at / kGroup * kGroup * width + place(at % kGroup);
-        values += at * width;
-        for (size_t d = 0; d < static_cast<size_t>(dimension_); ++d) {
-            keys[kGroup * d] = convert(key[d]);
-            values[d / kGroup * kGroup + place(d % kGroup)] = convert(value[d]);
-        }
-    };
-    if (exact_)
-        store(keys<float>(layer, head), values<float>(layer, head), [](float x) { return x; });
-    else
-        store(keys<Bf16>(layer, head), values<Bf16>(layer, head), to_bf16);
+                    begin, span, scratch.scores.data());
 }
 
 }  // namespace sprat::engine

@@ -225,6 +225,7 @@ void blocks(const uint8_t* values, const uint32_t* panel, size_t slots, const In
             float* y, size_t stride) {
     int t = 0;
     for (; t + 8 <= count; t += 8) blocks_of<8>(values, panel, slots, x, group, t, y, stride);
+    for (; t + 4 <= count; t += 4) blocks_of<4>(values, panel, slots, x, group, t, y, stride);
     for (; t + 2 <= count; t += 2) blocks_of<2>(values, panel, slots, x, group, t, y, stride);
     for (; t < count; ++t) blocks_of<1>(values, panel, slots, x, group, t, y, stride);
 }

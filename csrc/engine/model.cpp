@@ -32,7 +32,7 @@ Model::Model(const Shape& s, int threads, const Kernel& kernel, bool exact)
     compute_.exact = exact;
     compute_.unpacked.resize(size(threads));
     compute_.results.resize(size(threads));
-    scores_.resize(size(threads));
+    scratch_.resize(size(threads));
     compute_.pool = pool_.get();
 }
 
@@ -199,8 +199,8 @@ void Model::attention(const std::vector<Part>& parts, const Token* tokens, int c
             queries.first[i] = window > 0 ? std::max(0, last - window) : 0;
             queries.last[i] = last;
         }
-        attend(*parts[size(tokens[task.token].part)].cache, l, task.head, shape.dimension, shape.attention_scale,
-               queries, scores_[size(thread)]);
+        attend(*parts[size(tokens[task.token].part)].cache, l, task.head, shape.attention_scale, queries,
+               *compute_.kernel, scratch_[size(thread)]);
     });
 }
 

@@ -48,7 +48,6 @@ class Model {
     void step(const std::vector<Part>& parts, bool all, float* logits);
     int threads() const { return pool_->threads(); }
     const char* kernel() const { return compute_.kernel->name; }
-    bool exact() const { return compute_.exact; }
     std::mutex& mutex() { return mutex_; }
 
   private:
@@ -68,7 +67,7 @@ class Model {
     long process_;
     std::vector<float> x_, h_, qkv_, mixed_, inner_;
     std::vector<std::vector<float>> cosine_, sine_;  // a rope
-    std::vector<std::vector<float>> scores_;         // a thread
+    std::vector<Scratch> scratch_;                   // a thread
 };
 
 }  // namespace sprat::engine

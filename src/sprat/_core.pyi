@@ -79,8 +79,8 @@ class Product:
     def multiply(self, x: np.ndarray, y: np.ndarray) -> None: ...
 
 class Cache:
-    """Keys and values of one text."""
-    def __init__(self, layers: int, heads: int, dimension: int, capacity: int, exact: bool) -> None: ...
+    """Keys and values of one text; precision: float32, bf16 or int8."""
+    def __init__(self, layers: int, heads: int, dimension: int, capacity: int, precision: str) -> None: ...
     @property
     def length(self) -> int: ...
     @property
@@ -88,6 +88,18 @@ class Cache:
     @property
     def nbytes(self) -> int: ...
     def rewind(self, length: int) -> None: ...
+    def put(self, layer: int, head: int, at: int, key: np.ndarray, value: np.ndarray) -> None: ...
+    def attend(
+        self,
+        layer: int,
+        head: int,
+        scale: float,
+        q: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+        kernel: str,
+        out: np.ndarray,
+    ) -> None: ...
 
 class Model:
     """A decoder of the llama family."""

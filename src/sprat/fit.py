@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.coding.container import Assembled
 from sprat.coding.ledger import Ledger
@@ -19,13 +20,12 @@ from sprat.job import Job
 from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
 from sprat.level.curve import curve
-from sprat.level.limits import LAYOUT_BITS, Limits
+from sprat.level.limits import Limits
 from sprat.level.rounding import Rounded
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
-from sprat.run.price import cache_bytes
-from sprat.sizes import CONTEXT, Budget, parse_budget
+from sprat.sizes import CONTEXT, Budget
 from sprat.source.load import Source
 
 __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
@@ -60,13 +60,15 @@ class FitResult:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What one budget would give."""
+    """What one budget would give; budget_bytes is None for one for memory alone."""
 
-    budget_bytes: int
+    budget_bytes: int | None
     predicted_bytes: int
     predicted_kl: float
     bits_per_weight: float
     level: float
+    predicted_ram_bytes: int | None = None
+    """What running it would take, its context's cache included; None where `ram` was not given."""
 
 
 def fit(
@@ -79,13 +81,15 @@ def fit(
     progress: Progress = silent,
     ram: str | Budget | None = None,
     context: int = CONTEXT,
+    cache: str | None = None,
 ) -> FitResult:
     """Fit `model` into `budget` (the whole file's bytes), `ram` (what running it takes) or both; write it to `out`.
 
     model: what `sprat.load` takes; budget: "50MB", "40%", "3.2bpw" or a Budget; calibrate: "self" (the model writes the
     text), or text files, "-" for standard input, "hub:NAME". ram counts the native engine's weights and the key-value
-    cache of `context` tokens; without a recipe the trellis is off then, whose integers take a bit more of it. The same
-    arguments on the same machine give the same file.
+    cache of `context` tokens, kept in `cache` ("int8" or "bf16"; default: what the engine takes by itself); without a
+    recipe the trellis is off then, whose integers take a bit more of it. The same arguments on the same machine give
+    the same file.
 
     Raises BudgetError (naming the smallest budget that works), SourceError, StatisticsError; nothing is written then.
     """
@@ -97,12 +101,16 @@ def fit(
     if budget is None and ram is None:
         raise BudgetError("a fit needs a budget for the file, for memory (ram), or both")
     recipe = recipe or Recipe(trellis=4 if ram is None else 0)
+
+    def limits_of(source: Source) -> Limits:
+        return bounds.limits(source, budget, ram, context, cache)
+
     job = jobs.start(
-        model, calibrate, seed, recipe, progress, lambda source: _refuse(source, budget, ram, context)
+        model, calibrate, seed, recipe, progress, lambda source: bounds.refuse(source, limits_of(source))
     )
-    limits = _limits(job.source, budget, ram, context)
     jobs.sense(job, seed)
     spreads = jobs.spreads(job)
+    limits = bounds.nearer(job, limits_of(job.source), spreads)
     fitted, predicted, unhealed = _fitted(job, limits, spreads)
     measured = unhealed
     if job.recipe.heal:
@@ -130,71 +138,64 @@ def fit(
 
 def plan(
     model: str | Path,
-    budgets: Sequence[str | Budget],
+    budgets: Sequence[str | Budget] = (),
     calibrate: str | Sequence[str] = "self",
     seed: int = 0,
     recipe: Recipe | None = None,
     progress: Progress = silent,
+    ram: str | Budget | None = None,
+    context: int = CONTEXT,
+    cache: str | None = None,
 ) -> list[PlanRow]:
-    """What each budget would give, predicted from the statistics; nothing is rounded or written."""
-    job = jobs.start(model, calibrate, seed, recipe or Recipe(), progress)
-    sizes = [
-        (parse_budget(b) if isinstance(b, str) else b).bytes(job.source.original_bytes, job.weights)
-        for b in budgets
-    ]
+    """What each budget would give, predicted from the statistics; nothing is rounded or written.
+
+    ram, context, cache: as for `fit`; each budget's file must then stay within `ram` too, and `ram` alone is one row.
+    """
+    if not budgets and ram is None:
+        raise BudgetError("a plan needs budgets for the file, one for memory (ram), or both")
+    files = [*budgets] or [None]
+
+    def limits_of(source: Source, size: str | Budget | None) -> Limits:
+        return bounds.limits(source, size, ram, context, cache)
+
+    def refuse(source: Source) -> None:
+        for size in files:
+            bounds.refuse(source, limits_of(source, size))
+
+    recipe = recipe or Recipe(trellis=4 if ram is None else 0)
+    job = jobs.start(model, calibrate, seed, recipe, progress, refuse)
     jobs.sense(job, seed)
-    spreads, overhead, rates = jobs.spreads(job), jobs.overhead(job), curve(job.recipe)
-    floor = jobs.floor(job, spreads, overhead)
+    spreads, reserve = jobs.spreads(job), jobs.reserve(job)
     rows = []
-    for size in sizes:
-        search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
-        level = search.level_for(search.AIM * size, spreads, rates, overhead + jobs.reserve(job))
-        nbytes = overhead + jobs.reserve(job) + round(predict.predicted_bits(spreads, level, rates) / 8)
-        kl = predict.predicted_kl(spreads, level, rates)
-        rows.append(PlanRow(size, nbytes, kl, 8 * nbytes / job.weights, level))
+    for size in files:
+        limits = bounds.nearer(job, limits_of(job.source, size), spreads)
+        level = bounds.level(job, limits, spreads)
+        predicted, overhead = bounds.predicted(job, replace(limits, first="file"), spreads)
+        nbytes = overhead + reserve + round(predicted(level))
+        memory = None
+        if ram is not None:
+            predicted, overhead = bounds.predicted(job, replace(limits, first="ram"), spreads)
+            memory = overhead + round(predicted(level))
+        kl = predict.predicted_kl(spreads, level, curve(job.recipe))
+        rows.append(PlanRow(limits.file, nbytes, kl, 8 * nbytes / job.weights, level, memory))
     return rows
-
-
-def _limits(source: Source, budget: str | Budget | None, ram: str | Budget | None, context: int) -> Limits:
-    """Both budgets in bytes. Raises UnsupportedError for a family that the native engine does not serve."""
-
-    def count(given: str | Budget | None) -> int | None:
-        parsed = parse_budget(given) if isinstance(given, str) else given
-        return None if parsed is None else parsed.bytes(source.original_bytes, source.original_bytes // 2)
-
-    cache = cache_bytes(source.config, context) if ram is not None else 0
-    return Limits(count(budget), count(ram), cache, context)
-
-
-def _refuse(source: Source, budget: str | Budget | None, ram: str | Budget | None, context: int) -> None:
-    """What is impossible whatever the statistics will say: BudgetError before anything long begins."""
-    limits = _limits(source, budget, ram, context)
-    limits.refuse_impossible_memory(source.original_bytes // 2)
-    if limits.file is not None:
-        search.refuse_impossible(limits.file, source.original_bytes, 0, source.name)
 
 
 def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[search.Fitted, float, float]:
     """The level that fills the limits, its predicted KL and the held-out one, with more shrinkage where they part."""
-    overhead, held_back = jobs.overhead(job), jobs.reserve(job)
-    if limits.file is not None:
-        floor = jobs.floor(job, spreads, overhead)
-        search.refuse_impossible(limits.file, job.source.original_bytes, floor, job.source.name)
-    else:
-        overhead, held_back = limits.cache + round(job.weights * LAYOUT_BITS / 8), 0
+    predicted_bytes, overhead = bounds.predicted(job, limits, spreads)
+    held_back = jobs.reserve(job) if limits.file is not None else 0
     attempt = 0
     while True:
-        rates = curve(job.recipe)
         with job.stage("rounding"):
             fitted = search.search(
                 limits.target - held_back,
-                spreads,
-                rates,
+                predicted_bytes,
                 overhead,
                 lambda level: jobs.build(job, level),
                 _weigh(job, limits),
             )
-        predicted = predict.predicted_kl(spreads, fitted.level, rates)
+        predicted = predict.predicted_kl(spreads, fitted.level, curve(job.recipe))
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
             measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)

@@ -20,6 +20,7 @@ from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
 from sprat.level.check import rebuilt
 from sprat.level.curve import curve
+from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
@@ -27,6 +28,7 @@ from sprat.methods.heal import heal
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
+from sprat.run.price import weights_bytes
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import VERSION as STATISTICS
 from sprat.sense.statistics import measure
@@ -250,3 +252,15 @@ def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
     return round(
         (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, curve(job.recipe)) / 8) * 1.01 + reserve(job)
     )
+
+
+def layout_overhead(job: Job) -> int:
+    """Bytes of the run layout that no level changes: scales and order of maps, norms and biases in float32."""
+    fixed = fixed_layout(job.targets.shapes(), torch.get_num_threads())
+    return fixed + weights_bytes(job.targets.dense())
+
+
+def layout_floor(job: Job, spreads: list[predict.Spread]) -> int:
+    """The smallest run layout: what is left when nearly every weight is zero."""
+    varying = predicted_layout(spreads, FLOOR_LEVEL, bool(job.recipe.trellis))
+    return round((layout_overhead(job) + varying) * 1.01)

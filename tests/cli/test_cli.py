@@ -168,6 +168,15 @@ def test_inspect_draws_layers_and_kinds(run, tiny):
     assert len([line for line in lines.values() if line.startswith("layer ") and "█" in line]) == 2
 
 
+def test_inspect_tells_what_the_cache_takes(run, tiny):
+    token = 2 * 2 * 2 * 2 * 32  # keys and values, layers, heads, bytes of bf16, dimensions in whole groups
+    said = json.loads(run("inspect", tiny.file, "--json", "--cache", "bf16", "--context", "100")[1])["cache"]
+    assert said == {"precision": "bf16", "context": 100, "bytes_per_token": token, "bytes": 100 * token}
+    out = run("inspect", tiny.file)[1]
+    assert f"{2 * 2 * 2 * (32 + 4):,} bytes a token in int8, 73.7 kB for a context of 256" in out
+    assert run("inspect", tiny.file, "--cache", "int4")[0] == 2
+
+
 def test_run_writes_text(run, tiny):
     argv = ("run", tiny.file, "the cat", "--max-tokens", "6", "--temperature", "0.7", "--seed", "5")
     status, out, err = run(*argv)
@@ -220,3 +229,30 @@ def test_export_writes_a_folder(run, tiny, tmp_path):
 def test_a_fit_needs_a_budget(run):
     status, out, err = run("fit", "m", "-o", "f")
     assert (status, out) == (2, "") and "--budget 50MB for the file, --ram 80MB for memory" in err
+
+
+def test_a_plan_needs_a_budget(run):
+    status, out, err = run("plan", "m")
+    assert (status, out) == (2, "") and "--budgets 30MB,50MB for the file, --ram 80MB for memory" in err
+
+
+def test_a_plan_for_memory_tells_memory(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPRAT_CACHE", str(tmp_path))
+    argv = (
+        "plan",
+        tiny.folder,
+        "--set",
+        "context=64",
+        "--set",
+        "tokens=2048",
+        "--ram",
+        "40kB",
+        "--context",
+        "40",
+    )
+    status, out, err = run(*argv)
+    assert status == 0, err
+    assert "predicted memory" in out
+    (row,) = json.loads(run(*argv, "--json")[1])
+    assert row["budget_bytes"] is None and f"{row['predicted_ram_bytes']:,}" in out
+    assert 39_000 < row["predicted_ram_bytes"] <= 40_000

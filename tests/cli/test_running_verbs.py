@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -133,6 +134,18 @@ def test_run_and_chat_take_the_settings_of_sampling(chat, tiny, capfd, toy):
         (["serve", "{file}", "--api-key", " x"], "the API key must be ASCII"),
         (["serve", "{file}", "--host", "no.such.host.invalid", "--port", "0"], "unknown host 'no.such.host"),
         (["bench", "absent.sprat"], "cannot open absent.sprat"),
+        (
+            ["run", "{file}", "p", "--cache", "int9"],
+            "unknown cache 'int9' (did you mean 'int8'?): int8 or bf16",
+        ),
+        (
+            ["bench", "{file}", "--engine", "torch", "--cache", "int8"],
+            "a cache of int8 is the native engine's",
+        ),
+        (
+            ["run", "{file}", "p", "--engine", "torch", "--ram", "9MB"],
+            "a budget for memory is one for the native",
+        ),
         (["bench", "{file}", "--context", "4"], "a context of 4 tokens is too short"),
     ],
 )
@@ -142,6 +155,21 @@ def test_what_was_typed_wrong_ends_with_one_line(tiny, capfd, argv, message):
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"sprat: error: {message}")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("cache", ["int8", "bf16"])
+def test_memory_that_does_not_suffice_says_how_many_tokens_would_fit(tiny, capfd, cache):
+    argv = ["run", str(tiny.file), "the cat", "--max-tokens", "4", "--cache", cache, "--ram", "60kB"]
+    assert main(argv) == 2
+    found = re.search(
+        r"a context of 256 tokens [0-9.]+ kB: more than 60,000 bytes, into which ([0-9]+) tokens would fit",
+        capfd.readouterr().err,
+    )
+    assert found and 0 < int(found[1]) < 256
+    assert main([*argv, "--context", found[1]]) == 0
+    assert main([*argv, "--context", str(int(found[1]) + 1)]) == 2
+    assert main(["serve", str(tiny.file), "--ram", "90kB", "--max-clients", "5", "--port", "0"]) == 2
+    assert "tokens in each of 9 texts" in capfd.readouterr().err  # four that lie idle may be kept
 
 
 def test_a_port_in_use_is_named(tiny, capfd, toy):
@@ -172,7 +200,7 @@ import sys
 sys.path.insert(0, {str(Path(toy_engine.__file__).parent)!r})
 import sprat.run.engine, toy_engine
 from sprat.cli.main import main
-sprat.run.engine.open_engine = lambda *_: toy_engine.ToyEngine()
+sprat.run.engine.open_engine = lambda *_, **__: toy_engine.ToyEngine()
 sys.exit(main(["serve", {str(tiny.file)!r}, "--port", "0"]))
 """
     command = [sys.executable, "-c", code]
@@ -203,6 +231,8 @@ def test_bench_tells_speeds(tiny, capfd, monkeypatch):
         "bandwidth_bytes_per_second",
     )
     assert all(said[name] > 0 for name in names)
+    assert (said["cache"], said["context"], said["cache_bytes"]) == ("int8", 256, 256 * 2 * 2 * 2 * (32 + 4))
     assert main(argv) == 0
     out = capfd.readouterr().out
+    assert "key-value cache" in out and "256 tokens in int8" in out
     assert "1 thread" in out and "memory bandwidth" in out and "tokens/s" in out

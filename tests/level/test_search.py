@@ -12,7 +12,7 @@ import pytest
 from sprat.errors import BudgetError
 from sprat.level.curve import curve
 from sprat.level.predict import Spread, predicted_bits
-from sprat.level.search import LEAST, ROUNDS, Fitted, level_for, refuse_impossible, search
+from sprat.level.search import LEAST, ROUNDS, Fitted, refuse_impossible, search
 from sprat.recipe import Recipe
 
 OVERHEAD = 400_000
@@ -30,6 +30,10 @@ def nbytes(level: float, overhead: float = OVERHEAD, error: Callable[[float], fl
     return int(overhead + bits / 8 * error(bits / 2e7))
 
 
+def predicted(level: float) -> float:
+    return predicted_bits(spreads(), level, curve(Recipe())) / 8
+
+
 def run(budget: int, weigh: Callable[[float], int]) -> tuple[Fitted, list[float]]:
     tried: list[float] = []
 
@@ -37,7 +41,7 @@ def run(budget: int, weigh: Callable[[float], int]) -> tuple[Fitted, list[float]
         tried.append(level)
         return SimpleNamespace(level=level), SimpleNamespace(nbytes=weigh(level))
 
-    return search(budget, spreads(), curve(Recipe()), OVERHEAD, cast(Any, build)), tried
+    return search(budget, predicted, OVERHEAD, cast(Any, build)), tried
 
 
 @pytest.mark.parametrize("budget", [1_200_000, 2_000_000, 5_000_000, 9_000_000, 20_000_000])
@@ -74,11 +78,6 @@ def test_a_floor_under_the_files_gives_the_largest_that_fits() -> None:
     """Files that jump over the last percent: the best of those that were weighed."""
     fitted, tried = run(5_000_000, lambda level: 4_800_000 if nbytes(level) < 5_050_000 else 5_300_000)
     assert fitted.file.nbytes == 4_800_000 and len(tried) == ROUNDS
-
-
-def test_level_for_hits_its_target() -> None:
-    level = level_for(5_000_000, spreads(), curve(Recipe()), OVERHEAD)
-    assert nbytes(level) == pytest.approx(5_000_000, rel=1e-4)
 
 
 def test_impossible_budgets_name_what_is_possible() -> None:

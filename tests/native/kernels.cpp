@@ -1,7 +1,8 @@
 // Every kernel against the portable one without Python, for machines that are only emulated and for sanitizers:
 //
-//   c++ -std=c++20 -O2 -ffp-contract=off -Icsrc/engine tests/native/kernels.cpp csrc/engine/{kernels,kernel_avx2,
-//       kernel_avx512,kernel_neon,pack,arena}.cpp -o kernels && ./kernels
+//   c++ -std=c++20 -O2 -ffp-contract=off -fopenmp-simd -Icsrc/engine tests/native/kernels.cpp
+//       csrc/engine/{kernels,kernel_avx2,kernel_avx512,kernel_neon,pack,arena,attention,attention_int8,cache}.cpp
+//       -o kernels && ./kernels
 //
 // With aarch64-linux-gnu-g++ -static and qemu-aarch64 -cpu max it tries NEON; -fsanitize=address,undefined works too.
 #include <cmath>
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <random>
 
+#include "attention.hpp"
 #include "kernels.hpp"
 #include "pack.hpp"
 
@@ -63,6 +65,32 @@ std::vector<float> results(const se::Kernel& kernel, const Case& c) {
     return {y.get(), y.get() + rows * (se::kTokens + 1)};
 }
 
+// Attention over a cache of int8: up to 8 queries, windows, heads of any size.
+std::vector<float> attention(const se::Kernel& kernel, unsigned seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const int dimension = 2 + static_cast<int>(random() % 80), length = 1 + static_cast<int>(random() % 200);
+    const auto width = static_cast<size_t>(dimension);
+    std::vector<float> key(width), value(width), q(se::kQueries * width), out(se::kQueries * width);
+    se::Cache cache(1, 1, dimension, length, se::Precision::kInt8);
+    for (int at = 0; at < length; ++at) {
+        for (size_t d = 0; d < width; ++d) key[d] = normal(random), value[d] = normal(random);
+        cache.put(0, 0, at, key.data(), value.data());
+    }
+    for (float& x : q) x = normal(random);
+    se::Queries queries;
+    queries.count = 1 + static_cast<int>(random() % se::kQueries);
+    for (int i = 0; i < queries.count; ++i) {
+        queries.q[i] = q.data() + static_cast<size_t>(i) * width;
+        queries.out[i] = out.data() + static_cast<size_t>(i) * width;
+        queries.last[i] = 1 + static_cast<int>(random() % static_cast<unsigned>(length));
+        queries.first[i] = static_cast<int>(random() % static_cast<unsigned>(queries.last[i]));
+    }
+    se::Scratch scratch;
+    se::attend(cache, 0, 0, 0.2f, queries, kernel, scratch);
+    return out;
+}
+
 }  // namespace
 
 int main() {
@@ -75,7 +103,9 @@ int main() {
             const Case c = draw(random);
             differ += results(*kernel, c) != results(se::kPortable, c);
         }
-        std::printf("%s: %d of 200 cases differ from portable\n", kernel->name, differ);
+        for (unsigned seed = 0; seed < 200; ++seed)
+            differ += attention(*kernel, seed) != attention(se::kPortable, seed);
+        std::printf("%s: %d of 400 cases differ from portable\n", kernel->name, differ);
         bad += differ;
     }
     return bad != 0;

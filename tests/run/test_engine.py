@@ -155,8 +155,8 @@ class Native:
 
     name = "native"
 
-    def __init__(self, artifact, threads=None, context=None):
-        self.asked = threads, context
+    def __init__(self, artifact, threads=None, context=None, cache=None):
+        self.asked = threads, context, cache
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def native(monkeypatch):
 
 def test_auto_takes_the_native_engine(tiny, native):
     native(Native)
-    engine = open_engine(sprat.open(tiny.file), threads=3, context=9)
-    assert (engine.name, engine.asked, why(engine)) == ("native", (3, 9), "")
+    engine = open_engine(sprat.open(tiny.file), threads=3, context=9, cache="bf16")
+    assert (engine.name, engine.asked, why(engine)) == ("native", (3, 9, "bf16"), "")
     assert open_engine(sprat.open(tiny.file), kind="torch").name == "torch"
 
 
@@ -217,7 +217,7 @@ def test_torch_is_not_imported_unless_its_engine_is_chosen(tiny):
 import sys, types
 class Native:
     name, vocabulary, context = "native", 320, 64
-    def __init__(self, artifact, threads=None, context=None): pass
+    def __init__(self, artifact, threads=None, context=None, cache=None): pass
 sys.modules["sprat.run.native"] = types.SimpleNamespace(NativeEngine=Native)
 import sprat, sprat.run.engine, sprat.run.generate, sprat.run.chat, sprat.run.measure
 import sprat.run.serve.server, sprat.cli.main

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sprat.errors import BudgetError, RecipeError
-from sprat.sizes import Budget, parse_budget
+from sprat.sizes import CONTEXT, Budget, parse_budget
 
 if TYPE_CHECKING:
     from sprat.recipe import Recipe
@@ -128,6 +128,34 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting of the recipe",
     )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """How the native engine keeps keys and values."""
+    parser.add_argument(
+        "--cache",
+        metavar="KIND",
+        help="what keys and values are kept in: int8 (default), or bf16, twice as large and a little nearer",
+    )
+
+
+def add_ram(parser: argparse.ArgumentParser) -> None:
+    """A budget for memory: the same for `fit` and `plan`."""
+    parser.add_argument(
+        "--ram",
+        type=budget,
+        metavar="B",
+        help="what running it may take: weights as the native engine holds them and the key-value cache; alone or "
+        "beside sizes of the file",
+    )
+    parser.add_argument(
+        "--context",
+        type=whole,
+        default=CONTEXT,
+        metavar="N",
+        help="tokens of key-value cache that --ram covers (default %(default)s)",
+    )
+    add_cache(parser)
 
 
 def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.engine,
             arguments.runs,
             progress,
+            arguments.cache,
         )
     running.note_engine(engine, arguments)
     if arguments.json:
@@ -60,6 +61,9 @@ def execute(arguments: argparse.Namespace) -> None:
             f"reading {format_bytes(found.bandwidth_array_bytes)}",
         ),
     ]
+    if found.cache_bytes is not None:
+        cache = f"{found.context:,} tokens in {found.cache}"
+        rows.insert(5, ("key-value cache", format_bytes(found.cache_bytes), cache))
     if found.bytes_per_token is not None and found.bandwidth_share is not None:
         rows.insert(4, ("weights read a token", format_bytes(found.bytes_per_token), ""))
         rows.append(("share of it reached", f"{100 * found.bandwidth_share:.0f} %", "decode x bytes a token"))

@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     running.add_sampling(parser)
     running.add_engine(parser)
+    running.add_ram(parser)
 
 
 def execute(arguments: argparse.Namespace) -> None:

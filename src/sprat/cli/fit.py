@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, budget, calibrated, whole
+from sprat.cli.arguments import add_calibration, add_model, add_ram, budget, calibrated
 from sprat.errors import BudgetError
-from sprat.sizes import CONTEXT, format_bytes
+from sprat.sizes import format_bytes
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
@@ -27,20 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the size of the whole file: 50MB, 5.5GiB, 250kB, 500000, 40%% (of the original in bf16) "
         "or 3.2bpw",
     )
-    parser.add_argument(
-        "--ram",
-        type=budget,
-        metavar="B",
-        help="what running it may take: weights as the native engine holds them and the key-value cache; alone or "
-        "with --budget",
-    )
-    parser.add_argument(
-        "--context",
-        type=whole,
-        default=CONTEXT,
-        metavar="N",
-        help="tokens of key-value cache that --ram covers (default %(default)s)",
-    )
+    add_ram(parser)
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
     )
@@ -65,6 +52,7 @@ def execute(arguments: argparse.Namespace) -> None:
             progress=progress,
             ram=arguments.ram,
             context=arguments.context,
+            cache=arguments.cache,
         )
     of = f" of a budget of {arguments.budget}" if arguments.budget else ""
     rows = [

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_file
+from sprat.cli.arguments import add_cache, add_file, whole
 from sprat.cli.picture import Part, by_layer, parts, svg
+from sprat.errors import FormatError, UnsupportedError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print the whole ledger, config and recipe as JSON"
     )
     parser.add_argument("--svg", type=Path, metavar="OUT", help="write the picture as an SVG file too")
+    parser.add_argument(
+        "--context",
+        type=whole,
+        metavar="N",
+        help="tokens whose key-value cache is told (default: what the model was made for)",
+    )
+    add_cache(parser)
     parser.add_argument("--verify", action="store_true", help="check the hash of every section")
 
 
@@ -43,15 +51,29 @@ def execute(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         artifact.verify()
     found = parts(artifact.ledger())
+    cache = _cache(artifact, arguments)
     title = f"{arguments.file.name}: {artifact.config.get('model_type', 'model')}"
     if arguments.svg is not None:
         partial = arguments.svg.with_name(arguments.svg.name + f".partial-{os.getpid()}")
         partial.write_text(svg(found, title), encoding="utf-8")
         partial.replace(arguments.svg)
     if arguments.json:
-        terminal.write_json(_json(arguments.file, artifact))
+        terminal.write_json(_json(arguments.file, artifact) | ({"cache": cache} if cache else {}))
     else:
-        _show(arguments.file, artifact, found)
+        _show(arguments.file, artifact, found, cache)
+
+
+def _cache(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What the native engine's key-value cache takes; None where it does not serve the model."""
+    from sprat.run.architecture import architecture, check_cache
+
+    precision = check_cache(arguments.cache)
+    try:
+        made = architecture(artifact.config)
+    except (FormatError, UnsupportedError):
+        return None
+    context, token = arguments.context or made.context, made.cache_bytes(precision)
+    return {"precision": precision, "context": context, "bytes_per_token": token, "bytes": context * token}
 
 
 def _json(file: Path, artifact: Artifact) -> dict[str, Any]:
@@ -69,7 +91,7 @@ def _json(file: Path, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _show(file: Path, artifact: Artifact, found: list[Part]) -> None:
+def _show(file: Path, artifact: Artifact, found: list[Part], cache: dict[str, Any] | None) -> None:
     console, size = terminal.out(), file.stat().st_size
     weights = sum(part.weights for part in found)
     rate = f", {weights:,} weights, {8 * size / weights:.3f} bits a weight in all" if weights else ""
@@ -82,6 +104,13 @@ def _show(file: Path, artifact: Artifact, found: list[Part]) -> None:
     console.print(_bars("kind", [(name, part) for name, part in ordered], size))
     console.print()
     console.print(_bars("layer", by_layer(found), size))
+    if cache:
+        console.print(
+            f"\nrunning it takes a key-value cache besides: {cache['bytes_per_token']:,} bytes a token in "
+            f"{cache['precision']}, {format_bytes(cache['bytes'])} for a context of {cache['context']:,}",
+            markup=False,
+            soft_wrap=True,
+        )
     if name := artifact.provenance.get("model"):
         console.print(f"\nmade from {name}", markup=False, soft_wrap=True)
 

@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     running.add_sampling(parser)
     running.add_engine(parser)
+    running.add_ram(parser)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--chat", dest="chat", action="store_true", default=None, help="answer as a chat")
     mode.add_argument(

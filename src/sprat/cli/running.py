@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
-from sprat.cli.arguments import seed, whole
+from sprat.cli.arguments import add_cache, budget, seed, whole
 
 if TYPE_CHECKING:
     from sprat.coding.container import Artifact
@@ -26,11 +26,22 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of the longest text, the answer included (default: what the model was made for)",
     )
+    add_cache(parser)
     parser.add_argument(
         "--engine",
         default="auto",
         metavar="KIND",
         help="native, torch, or auto: native where it serves the model (default)",
+    )
+
+
+def add_ram(parser: argparse.ArgumentParser) -> None:
+    """How much memory it may take."""
+    parser.add_argument(
+        "--ram",
+        type=budget,
+        metavar="B",
+        help="refuse where weights and the key-value cache of the whole context take more than this: 200MB, 1GiB",
     )
 
 
@@ -63,12 +74,21 @@ def sampling(arguments: argparse.Namespace) -> Sampling:
     )
 
 
-def open_engine(artifact: Artifact, arguments: argparse.Namespace) -> Engine:
-    """The engine that the arguments ask for; a note where the native one could not be had."""
-    from sprat.run import engine
+def open_engine(artifact: Artifact, arguments: argparse.Namespace, texts: int = 1) -> Engine:
+    """The engine that the arguments ask for; a note where the native one could not be had.
 
-    opened = engine.open_engine(artifact, arguments.threads, arguments.context, arguments.engine)
+    texts: of how many --ram must hold the caches.
+    """
+    from sprat.run import engine
+    from sprat.run.price import refuse_memory
+
+    opened = engine.open_engine(
+        artifact, arguments.threads, arguments.context, arguments.engine, arguments.cache
+    )
     note_engine(opened, arguments)
+    if arguments.ram is not None:
+        weights = artifact.ledger().weights
+        refuse_memory(opened, arguments.ram.bytes(2 * weights, weights), texts)
     return opened
 
 

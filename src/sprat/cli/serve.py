@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="seconds that a request may take, waiting included (default 600)",
     )
     running.add_engine(parser)
+    running.add_ram(parser)
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -74,7 +75,7 @@ def execute(arguments: argparse.Namespace) -> None:
         timeout=arguments.timeout,
     )
     artifact = sprat.open(arguments.file)
-    engine = running.open_engine(artifact, arguments)
+    engine = running.open_engine(artifact, arguments, settings.texts)
 
     def ready(url: str, loopback: bool) -> None:
         lines = (

@@ -13,26 +13,24 @@ from sprat.level.rounding import Rounded
 from sprat.run.price import weights_bytes
 from sprat.sizes import format_bytes
 
-#: Bits a weight that the run layout takes beyond the coded integers, without a trellis (docs/engine.md): only where the
-#: search begins.
-LAYOUT_BITS = 0.6
-#: Bits a weight of a layout whose weights are all zero: its tags.
-TAG_BITS = 0.05
-
 
 @dataclass(frozen=True)
 class Limits:
-    """file, ram: bytes, one of them at least; cache: bytes of a key-value cache of `context` tokens, part of ram."""
+    """file, ram: bytes, one of them at least; cache: bytes of a key-value cache of `context` tokens, part of ram.
+
+    first: which of the two is expected to be reached first, "file" or "ram".
+    """
 
     file: int | None
     ram: int | None = None
     cache: int = 0
     context: int = 1
+    first: str = "file"
 
     @property
     def target(self) -> int:
         """What `weight` is compared with."""
-        found = self.file if self.file is not None else self.ram
+        found = self.ram if self.file is None or self.first == "ram" else self.file
         assert found is not None
         return found
 
@@ -49,15 +47,17 @@ class Limits:
             shares.append(memory / self.ram)
         return math.ceil(max(shares) * self.target)
 
-    def refuse_impossible_memory(self, weights: int) -> None:
-        """Raise BudgetError where the cache and an empty layout do not fit, saying which context would."""
-        if self.ram is None:
+    def refuse_memory(self, least: int, name: str, known: bool) -> None:
+        """Raise BudgetError where the cache and `least` bytes of weights do not fit, saying what would.
+
+        known: `least` is what the smallest fit takes, and not only less than that.
+        """
+        if self.ram is None or self.cache + least <= self.ram:
             return
-        least = round(weights * TAG_BITS / 8)
-        if self.cache + least > self.ram:
-            tokens = max(0, (self.ram - least) * self.context // self.cache)
-            raise BudgetError(
-                f"{format_bytes(self.ram)} of memory do not hold a context of {self.context:,} tokens "
-                f"({format_bytes(self.cache)} of key-value cache) and the model: at most {tokens:,} tokens would fit, "
-                "with hardly a weight left; give more memory or a smaller context"
-            )
+        floor, tokens = self.cache + least, max(0, (self.ram - least) * self.context // self.cache)
+        raise BudgetError(
+            f"{name} with a context of {self.context:,} tokens ({format_bytes(self.cache)} of key-value cache) does "
+            f"not fit into {self.ram:,} bytes of memory: the smallest budget that works is "
+            f"{'' if known else 'above '}{floor:,} bytes ({format_bytes(floor)}); beside hardly a weight, "
+            f"{'' if known else 'less than '}{tokens:,} tokens would fit"
+        )

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from sprat.coding.container import Assembled
 from sprat.errors import BudgetError
-from sprat.level.curve import Curve
-from sprat.level.predict import Spread, predicted_bits, solve_level
+from sprat.level.predict import solve_level
 from sprat.level.rounding import Rounded
 from sprat.sizes import format_bytes
 
@@ -37,26 +36,23 @@ def file_bytes(_: Rounded, file: Assembled) -> int:
 
 def search(
     budget: int,
-    spreads: list[Spread],
-    curve: Curve,
+    predicted: Callable[[float], float],
     overhead: int,
     build: Callable[[float], tuple[Rounded, Assembled]],
     weigh: Callable[[Rounded, Assembled], int] = file_bytes,
 ) -> Fitted:
     """Secant steps on the logarithm of predicted bytes, corrected by every file that was weighed.
 
-    overhead: bytes that do not depend on the level; build(level) rounds and assembles; weigh gives what must stay
-    within `budget`.
+    predicted(level): bytes that depend on the level; overhead: those that do not; build(level) rounds and assembles;
+    weigh gives what must stay within `budget`.
     Raises BudgetError when no level fits, naming the smallest budget that works.
     """
     best: Fitted | None = None
     heaviest = 0
     low, high = 0.0, math.inf  # levels known to be too fine, and known to fit
-    weighed: list[tuple[float, int]] = []  # predicted coded bytes, and real ones
+    weighed: list[tuple[float, int]] = []  # predicted bytes, and real ones
     for attempt in range(ROUNDS):
-        level = solve_level(
-            lambda x: predicted_bits(spreads, x, curve) / 8, _aim(weighed, AIM * budget, overhead)
-        )
+        level = solve_level(predicted, _aim(weighed, AIM * budget, overhead))
         if not low < level < high:
             level = math.sqrt(low * high) if high < math.inf else 2 * low
         rounded, file = build(level)
@@ -69,7 +65,7 @@ def search(
                 return best
         else:
             low = max(low, level)
-        weighed.append((predicted_bits(spreads, level, curve) / 8, nbytes))
+        weighed.append((predicted(level), nbytes))
         del rounded, file  # two bytes a weight, which the next build needs
     if best is None:
         raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
@@ -77,7 +73,7 @@ def search(
 
 
 def _aim(weighed: list[tuple[float, int]], target: float, overhead: int) -> float:
-    """The predicted coded bytes whose file should weigh `target`.
+    """The predicted bytes whose file should weigh `target`.
 
     Through the two files nearest to the target where two were weighed: their line has the right overhead and the right
     correction of the prediction at once, of which a single file gives only one.
@@ -90,11 +86,6 @@ def _aim(weighed: list[tuple[float, int]], target: float, overhead: int) -> floa
     if len(nearest) == 2 and nearest[1][0] != predicted:
         slope = (nearest[1][1] - nbytes) / (nearest[1][0] - predicted)
     return max(predicted + (target - nbytes) / min(max(slope, 0.25), 4.0), 1.0)
-
-
-def level_for(target: float, spreads: list[Spread], curve: Curve, overhead: int) -> float:
-    """The level whose predicted file weighs `target` bytes."""
-    return solve_level(lambda level: overhead + predicted_bits(spreads, level, curve) / 8, target)
 
 
 def refuse_impossible(budget: int, original: int, floor: int, name: str) -> None:

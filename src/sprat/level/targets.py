@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from sprat.sense.embedding import embedding_metric
 from sprat.sense.shrink import shrink, upper_factor
 from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
 from sprat.source.load import Source
-from sprat.source.maps import Map, groups, head
+from sprat.source.maps import Group, Head, Map, groups, head
 
 #: Share of the machine's memory that factors may take between the files that a search builds.
 FACTOR_SHARE = 0.1
@@ -119,13 +119,15 @@ class Targets:
         """Names of what `embeddings` gives."""
         return frozenset(n.removesuffix(".weight") for n in (self.head.input_name, self.head.output_name))
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of every target."""
+        return shapes(self.by_layer, self.head)
+
     def vectors(self, embeddings: bool = True) -> int:
         """Rows and columns of all targets, or of the layers': the scales and classes that a file keeps."""
-        stacked = sum(sum(m.shape[0] for m in g.maps) + g.width for gs in self.by_layer.values() for g in gs)
-        ends = {self.head.input_name: self.head.input, self.head.output_name: self.head.output}
-        if not embeddings:
-            return stacked
-        return stacked + sum(sum(module.weight.shape) for module in ends.values())  # type: ignore[arg-type]
+        shapes = self.shapes()
+        layers = sum(len(gs) for gs in self.by_layer.values())
+        return sum(map(sum, shapes if embeddings else shapes[:layers]))
 
     def layers(self) -> range:
         return range(len(self.by_layer))
@@ -146,3 +148,10 @@ class Targets:
                 rows = array.shape[0] if array.ndim else 1
                 out[name] = Entry((name,), (rows,), Dense(array, self.recipe.dense_type))
         return out
+
+
+def shapes(by_layer: Mapping[int, Sequence[Group]], ends: Head) -> list[tuple[int, int]]:
+    """(rows, columns) of what a model's targets will be: stacked maps, then the embeddings."""
+    stacked = [(sum(m.shape[0] for m in g.maps), g.width) for gs in by_layer.values() for g in gs]
+    modules = {ends.input_name: ends.input, ends.output_name: ends.output}
+    return stacked + [tuple(module.weight.shape) for module in modules.values()]  # type: ignore[misc]

@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sprat.errors import FormatError, UnsupportedError, nearest
+from sprat.errors import FormatError, RequestError, UnsupportedError, nearest
 from sprat.run.rope import Rope, ropes
 
 #: What the native engine serves, by the config's model_type.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+#: How keys and values may be kept, the default first (docs/engine.md has what was measured).
+CACHES = ("int8", "bf16")
 _ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True, "gelu_tanh": True}
 
 
@@ -46,10 +48,22 @@ class Architecture:
     norm_offset: float
     places: dict[str, Place] = field(repr=False)
 
-    def cache_bytes(self, exact: bool = False) -> int:
-        """Bytes that a token takes in the key-value cache: in bf16, or in float32 with exact activations."""
-        s = self.shape
-        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32) * (4 if exact else 2)
+    def cache_bytes(self, precision: str) -> int:
+        """Bytes that a token takes in a key-value cache of `precision`: one of CACHES, or float32.
+
+        Heads are rounded up to 32 dimensions; int8 has a float32 scale for each key and each value.
+        """
+        s, (number, scale) = self.shape, {"float32": (4, 0), "bf16": (2, 0), "int8": (1, 4)}[precision]
+        return 2 * s["layers"] * s["kv_heads"] * (-(-s["dimension"] // 32) * 32 * number + scale)
+
+
+def check_cache(wanted: str | None) -> str:
+    """One of CACHES, the first where none is asked for."""
+    if wanted is None:
+        return CACHES[0]
+    if wanted not in CACHES:
+        raise RequestError(f"unknown cache {wanted!r}{nearest(wanted, CACHES)}: int8 or bf16", "cache")
+    return wanted
 
 
 def architecture(config: dict[str, Any]) -> Architecture:

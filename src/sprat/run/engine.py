@@ -38,8 +38,8 @@ class Engine(Protocol):
     """A model that computes, shared by any number of sessions. Used by one thread at a time.
 
     What `sprat bench` tells besides speeds it reads off attributes that an engine may have: `threads`, `kernel` (the
-    name of its inner loop), `bytes_per_token` (weights that a decoded token reads) and `resident` (bytes that it holds,
-    by what they are).
+    name of its inner loop), `bytes_per_token` (weights that a decoded token reads), `cache` and `cache_bytes_per_token`
+    (what keys and values are kept in, and what a token takes) and `resident` (bytes that it holds, by what they are).
     """
 
     name: str  #: "native" or "torch"
@@ -63,22 +63,27 @@ class Engine(Protocol):
 
 
 def open_engine(
-    artifact: Artifact, threads: int | None = None, context: int | None = None, kind: str = "auto"
+    artifact: Artifact,
+    threads: int | None = None,
+    context: int | None = None,
+    kind: str = "auto",
+    cache: str | None = None,
 ) -> Engine:
     """The engine for a file.
 
     kind: "auto" (native where it serves the architecture, else torch if that is installed), "native" or
     "torch". threads: default chosen by the engine. context: longest text of a session in tokens, default the
-    model's own. `UnsupportedError` where no engine can compute the file, saying why for each.
+    model's own. cache: how the native engine keeps keys and values, "int8" (default) or "bf16"; the torch engine
+    takes none. `UnsupportedError` where no engine can compute the file, saying why for each.
     """
     if kind not in KINDS:
         raise SpratError(f"unknown engine {kind!r}{nearest(kind, KINDS)}: one of {', '.join(KINDS)}")
     if threads is not None and threads < 1:
         raise RequestError(f"threads must be at least 1, not {threads}", "threads")
     if kind == "torch":
-        return _torch(artifact, threads, context, "it was asked for")
+        return _torch(artifact, threads, context, "it was asked for", cache)
     try:
-        return _native(artifact, threads, context)
+        return _native(artifact, threads, context, cache)
     except UnsupportedError as error:
         if kind == "native":
             raise
@@ -87,7 +92,7 @@ def open_engine(
         raise UnsupportedError(
             f"no engine can run this file: {why}; the torch engine needs torch: pip install 'sprat[fit]'"
         )
-    return _torch(artifact, threads, context, why)
+    return _torch(artifact, threads, context, why, cache)
 
 
 def why(engine: Engine) -> str:
@@ -95,13 +100,17 @@ def why(engine: Engine) -> str:
     return getattr(engine, "why", "")
 
 
-def _native(artifact: Artifact, threads: int | None, context: int | None) -> Engine:
+def _native(artifact: Artifact, threads: int | None, context: int | None, cache: str | None) -> Engine:
     from sprat.run.native import NativeEngine
 
-    return NativeEngine(artifact, threads=threads, context=context)
+    return NativeEngine(artifact, threads=threads, context=context, cache=cache)
 
 
-def _torch(artifact: Artifact, threads: int | None, context: int | None, why: str) -> Engine:
+def _torch(
+    artifact: Artifact, threads: int | None, context: int | None, why: str, cache: str | None
+) -> Engine:
+    if cache is not None:
+        raise RequestError(f"a cache of {cache} is the native engine's, torch has its own: {why}", "cache")
     from sprat.run.torch_engine import TorchEngine
 
     return TorchEngine(artifact, threads=threads, context=context, why=why)

@@ -46,6 +46,9 @@ class Measurement:
     prefill_tokens_per_second: float
     decode_tokens: int
     decode_tokens_per_second: float
+    context: int  #: tokens of the longest text
+    cache: str | None  #: what keys and values are kept in, where the engine says so
+    cache_bytes: int | None  #: of a text as long as the context
     bytes_per_token: int | None  #: weights that a decoded token reads; None where the engine does not say
     bandwidth_bytes_per_second: float
     bandwidth_share: float | None  #: bytes a token x tokens a second / bandwidth
@@ -65,10 +68,11 @@ def measure(
     kind: str = "auto",
     runs: int = 5,
     progress: Progress = silent,
+    cache: str | None = None,
 ) -> tuple[Measurement, Engine]:
     """Measure `file`; also the engine, still open. Takes some seconds on an idle machine.
 
-    threads, context, kind: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
+    threads, context, kind, cache: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
     """
     if runs < 1:
         raise RequestError(f"runs must be at least 1, not {runs}", "runs")
@@ -80,7 +84,7 @@ def measure(
     for i in range(OPENS):
         engine = None  # the one before makes room
         gc.collect()
-        engine, to_open, to_first, now = _open(file, threads, context, kind)
+        engine, to_open, to_first, now = _open(file, threads, context, kind, cache)
         resident = resident or now  # what later ones leave behind is not the file's
         opened.append(to_open)
         first.append(to_first)
@@ -102,6 +106,7 @@ def measure(
     bandwidth = read_bandwidth(used, ARRAY_BYTES)
     progress("measuring", total, total)
     per_token = getattr(engine, "bytes_per_token", None)
+    cached = getattr(engine, "cache_bytes_per_token", None)
     made = Measurement(
         file=str(file),
         file_bytes=Path(file).stat().st_size,
@@ -115,6 +120,9 @@ def measure(
         prefill_tokens_per_second=median(prefill),
         decode_tokens=written,
         decode_tokens_per_second=median(decode),
+        context=engine.context,
+        cache=getattr(engine, "cache", None),
+        cache_bytes=None if cached is None else cached * engine.context,
         bytes_per_token=per_token,
         bandwidth_bytes_per_second=bandwidth,
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
@@ -144,7 +152,7 @@ def resident_bytes() -> int:
 
 
 def _open(
-    file: str | Path, threads: int | None, context: int | None, kind: str
+    file: str | Path, threads: int | None, context: int | None, kind: str, cache: str | None
 ) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
     """The engine, seconds until it was open, until the first token was there, and the memory by then."""
     from sprat.coding.container import open as open_artifact
@@ -152,7 +160,7 @@ def _open(
 
     started = time.perf_counter()
     artifact = open_artifact(file)
-    engine = open_engine(artifact, threads, context, kind)
+    engine = open_engine(artifact, threads, context, kind, cache)
     to_open = time.perf_counter() - started
     ids = open_tokenizer(artifact).encode("Once upon a time")[: engine.context - 1]
     session = engine.session()

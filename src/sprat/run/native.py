@@ -14,7 +14,7 @@ import numpy as np
 
 from sprat import _core
 from sprat.errors import SpratError, nearest
-from sprat.run.architecture import architecture
+from sprat.run.architecture import architecture, check_cache
 from sprat.run.unpack import load
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class NativeEngine:
 
     threads: how many compute, by default as many as the process may use (at most 16). context: longest text
     of a session, by default the model's own. activations: see ACTIVATIONS; by default the environment's
-    SPRAT_ACTIVATIONS or int8. SPRAT_KERNEL names a kernel (auto, avx512, avx2, neon, portable).
+    SPRAT_ACTIVATIONS or int8. cache: how keys and values are kept, one of `architecture.CACHES`, by default the
+    first; float activations keep them in float32. SPRAT_KERNEL names a kernel (auto, avx512, avx2, neon, portable).
 
     Raises `SpratError` for an architecture that it does not serve, `FormatError` for a file whose tensors do
     not fit its config.
@@ -77,6 +78,7 @@ class NativeEngine:
         threads: int | None = None,
         context: int | None = None,
         activations: str | None = None,
+        cache: str | None = None,
     ) -> None:
         self.architecture = architecture(artifact.config)
         self.vocabulary: int = self.architecture.shape["vocabulary"]
@@ -86,6 +88,9 @@ class NativeEngine:
         if kind not in ACTIVATIONS:
             raise SpratError(f"unknown activations {kind!r}{nearest(kind, ACTIVATIONS)}: int8 or float")
         self.activations = kind
+        if kind == "float" and cache is not None:
+            raise SpratError(f"float activations keep a cache of float32, not {cache}")
+        self.cache = "float32" if kind == "float" else check_cache(cache)
         shape, kernel = self.architecture.shape, os.environ.get("SPRAT_KERNEL") or "auto"
         try:
             self._model = _core.Model(shape, self.threads, kernel, kind == "float")
@@ -114,7 +119,7 @@ class NativeEngine:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes that a token takes in a session's key-value cache."""
-        return self.architecture.cache_bytes(self.activations == "float")
+        return self.architecture.cache_bytes(self.cache)
 
     @property
     def resident(self) -> dict[str, int]:
@@ -130,9 +135,7 @@ class NativeEngine:
         s = self.architecture.shape
         length = self._context(context) if context is not None else self.context
         try:
-            cache = _core.Cache(
-                s["layers"], s["kv_heads"], s["dimension"], length, self.activations == "float"
-            )
+            cache = _core.Cache(s["layers"], s["kv_heads"], s["dimension"], length, self.cache)
         except MemoryError:
             need = self.cache_bytes_per_token * length
             raise SpratError(

@@ -38,6 +38,11 @@ class Settings:
     timeout: float = 600.0  #: seconds for a request, waiting included
     keep: int = 4  #: caches of ended texts that are kept for what follows them
 
+    @property
+    def texts(self) -> int:
+        """Caches that may be there at a time."""
+        return self.max_clients + min(self.keep, self.max_clients)
+
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise RequestError(f"port must lie between 0 and 65535, not {self.port}", "port")
