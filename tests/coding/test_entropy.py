@@ -67,7 +67,9 @@ def test_python_reader_agrees_over_chunks(trellis: int) -> None:
 @pytest.mark.parametrize("trellis", [0, 4, 8])
 @pytest.mark.parametrize("step", [0.7, 0.05])  # plain buckets; raw bits here and there
 @pytest.mark.parametrize("shape", [(8, 20), (83, 4093), (1000, 576)])
-def test_vectors_of_lanes_decode_as_single_lanes_do(shape: tuple[int, int], step: float, trellis: int) -> None:
+def test_vectors_of_lanes_decode_as_single_lanes_do(
+    shape: tuple[int, int], step: float, trellis: int
+) -> None:
     x = large(*shape, step, 0)
     k = x.q.astype(np.int64)
     k[::3, 5] += 2000  # escapes
