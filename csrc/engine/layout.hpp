@@ -99,11 +99,14 @@ struct Packed {
         for (const Chunk& c : chunks) most = std::max(most, c.entries);
         return most;
     }
+    size_t entry_bytes() const {
+        size_t sum = 0;
+        for (const Chunk& c : chunks) sum += c.bytes;
+        return sum;
+    }
     // Bytes that one product streams.
     size_t bytes() const {
-        size_t data = 0;
-        for (const Chunk& c : chunks) data += c.bytes;
-        return data + meta.size() + outliers.size() * sizeof(Outlier) +
+        return entry_bytes() + meta.size() + outliers.size() * sizeof(Outlier) +
                row_scale.size() * (sizeof(float) + sizeof(uint16_t)) +
                column_scale.size() * (sizeof(float) + sizeof(int32_t));
     }

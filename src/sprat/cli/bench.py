@@ -35,6 +35,7 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.engine,
             arguments.runs,
             progress,
+            arguments.keep_unpacked,
         )
     running.note_engine(engine, arguments)
     if arguments.json:

@@ -32,6 +32,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="native, torch, or auto: native where it serves the model (default)",
     )
+    parser.add_argument(
+        "--keep-unpacked",
+        action="store_true",
+        default=None,
+        help="keep the unpacked weights in the cache folder, so that the next start is quicker"
+        " (or SPRAT_KEEP_UNPACKED=1)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.0) -> None:
@@ -67,7 +74,9 @@ def open_engine(artifact: Artifact, arguments: argparse.Namespace) -> Engine:
     """The engine that the arguments ask for; a note where the native one could not be had."""
     from sprat.run import engine
 
-    opened = engine.open_engine(artifact, arguments.threads, arguments.context, arguments.engine)
+    opened = engine.open_engine(
+        artifact, arguments.threads, arguments.context, arguments.engine, arguments.keep_unpacked
+    )
     note_engine(opened, arguments)
     return opened
 

@@ -63,13 +63,19 @@ class Engine(Protocol):
 
 
 def open_engine(
-    artifact: Artifact, threads: int | None = None, context: int | None = None, kind: str = "auto"
+    artifact: Artifact,
+    threads: int | None = None,
+    context: int | None = None,
+    kind: str = "auto",
+    keep: bool | None = None,
 ) -> Engine:
     """The engine for a file.
 
     kind: "auto" (native where it serves the architecture, else torch if that is installed), "native" or
     "torch". threads: default chosen by the engine. context: longest text of a session in tokens, default the
-    model's own. `UnsupportedError` where no engine can compute the file, saying why for each.
+    model's own. keep: leave what opening unpacked in a file for the next opening (native only), by default where
+    the environment's SPRAT_KEEP_UNPACKED is 1. `UnsupportedError` where no engine can compute the file, saying why
+    for each.
     """
     if kind not in KINDS:
         raise SpratError(f"unknown engine {kind!r}{nearest(kind, KINDS)}: one of {', '.join(KINDS)}")
@@ -78,7 +84,7 @@ def open_engine(
     if kind == "torch":
         return _torch(artifact, threads, context, "it was asked for")
     try:
-        return _native(artifact, threads, context)
+        return _native(artifact, threads, context, keep)
     except UnsupportedError as error:
         if kind == "native":
             raise
@@ -95,10 +101,10 @@ def why(engine: Engine) -> str:
     return getattr(engine, "why", "")
 
 
-def _native(artifact: Artifact, threads: int | None, context: int | None) -> Engine:
+def _native(artifact: Artifact, threads: int | None, context: int | None, keep: bool | None) -> Engine:
     from sprat.run.native import NativeEngine
 
-    return NativeEngine(artifact, threads=threads, context=context)
+    return NativeEngine(artifact, threads=threads, context=context, keep=keep)
 
 
 def _torch(artifact: Artifact, threads: int | None, context: int | None, why: str) -> Engine:

@@ -65,10 +65,11 @@ def measure(
     kind: str = "auto",
     runs: int = 5,
     progress: Progress = silent,
+    keep: bool | None = None,
 ) -> tuple[Measurement, Engine]:
     """Measure `file`; also the engine, still open. Takes some seconds on an idle machine.
 
-    threads, context, kind: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
+    threads, context, kind, keep: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
     """
     if runs < 1:
         raise RequestError(f"runs must be at least 1, not {runs}", "runs")
@@ -80,7 +81,7 @@ def measure(
     for i in range(OPENS):
         engine = None  # the one before makes room
         gc.collect()
-        engine, to_open, to_first, now = _open(file, threads, context, kind)
+        engine, to_open, to_first, now = _open(file, threads, context, kind, keep)
         resident = resident or now  # what later ones leave behind is not the file's
         opened.append(to_open)
         first.append(to_first)
@@ -144,7 +145,7 @@ def resident_bytes() -> int:
 
 
 def _open(
-    file: str | Path, threads: int | None, context: int | None, kind: str
+    file: str | Path, threads: int | None, context: int | None, kind: str, keep: bool | None
 ) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
     """The engine, seconds until it was open, until the first token was there, and the memory by then."""
     from sprat.coding.container import open as open_artifact
@@ -152,7 +153,7 @@ def _open(
 
     started = time.perf_counter()
     artifact = open_artifact(file)
-    engine = open_engine(artifact, threads, context, kind)
+    engine = open_engine(artifact, threads, context, kind, keep)
     to_open = time.perf_counter() - started
     ids = open_tokenizer(artifact).encode("Once upon a time")[: engine.context - 1]
     session = engine.session()

@@ -63,7 +63,8 @@ class NativeEngine:
 
     threads: how many compute, by default as many as the process may use (at most 16). context: longest text
     of a session, by default the model's own. activations: see ACTIVATIONS; by default the environment's
-    SPRAT_ACTIVATIONS or int8. SPRAT_KERNEL names a kernel (auto, avx512, avx2, neon, portable).
+    SPRAT_ACTIVATIONS or int8. keep: leave what opening unpacked in a file that the next opening reads, by default
+    where the environment's SPRAT_KEEP_UNPACKED is 1. SPRAT_KERNEL names a kernel (auto, avx512, avx2, neon, portable).
 
     Raises `SpratError` for an architecture that it does not serve, `FormatError` for a file whose tensors do
     not fit its config.
@@ -77,6 +78,7 @@ class NativeEngine:
         threads: int | None = None,
         context: int | None = None,
         activations: str | None = None,
+        keep: bool | None = None,
     ) -> None:
         self.architecture = architecture(artifact.config)
         self.vocabulary: int = self.architecture.shape["vocabulary"]
@@ -97,7 +99,9 @@ class NativeEngine:
             zip(self.architecture.windows, self.architecture.rope, strict=True)
         ):
             self._model.set_layer(i, window, rope)
-        load(self._model, artifact, self.architecture, self.threads)
+        if keep is None:
+            keep = os.environ.get("SPRAT_KEEP_UNPACKED") == "1"
+        load(self._model, artifact, self.architecture, self.threads, keep)
         self._sessions: weakref.WeakSet[NativeSession] = weakref.WeakSet()
 
     @property
