@@ -1,7 +1,6 @@
 // Eight lanes of a chunk in one register, a column at a time: AVX-512 (Skylake-X, Zen 4 and later).
 //
-// Lanes are 64 bits wide, so that one gather brings half a cell and one multiplication a step. A column with an escape
-// or raw bits is done again lane by lane.
+// A column with an escape or raw bits is done again lane by lane.
 #include <numeric>
 
 #include "rans_decode.hpp"
@@ -21,72 +20,79 @@ namespace sprat::rans {
 
 namespace {
 
-SPRAT_TARGET inline __m512i splat(int64_t value) { return _mm512_set1_epi64(value); }
+SPRAT_TARGET inline __m256i splat(int value) { return _mm256_set1_epi32(value); }
+
+SPRAT_TARGET inline __m256i load(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
+
+// What eight rows and a class of columns have in common, a lane each.
+struct alignas(32) Contexts {
+    int32_t first[kLanes];   // first cell with quantizer 0
+    int32_t shift[kLanes];   // bits of a slot within its cell
+    int32_t middle[kLanes];  // number of symbol 0
+    bool raw = false;        // some lane has raw bits
+
+    void fill(const uint8_t* row_class, int col_class) {
+        for (int l = 0; l < kLanes; ++l) {
+            const int b = bucket_of_sum(row_class[l] + col_class);
+            first[l] = b * kMaxCells;
+            shift[l] = kProbBits - cell_bits(b);
+            middle[l] = (1 << (cell_bits(b) - 1)) - 1;
+            raw |= raw_bits(b) > 0;
+        }
+    }
+};
 
 // Eight rows under way.
 struct Lanes {
-    __m512i x, state, row_class;  // the class less kOffset
+    __m256i x, state;
     const uint16_t* at;
 };
 
-// Next states as one number: state s after parity p at bit 8 s + 4 p.
+// Entry s: next state of state s after an even symbol, and from bit 8 on after an odd one.
 template <int S>
-constexpr uint64_t next_states() {
-    uint64_t out = 0;
-    for (unsigned s = 0; s < S; ++s)
-        for (unsigned p = 0; p < 2; ++p) out |= uint64_t{Trellis<S>::next[s][p]} << (8 * s + 4 * p);
-    return out;
+SPRAT_TARGET inline __m256i next_states() {
+    alignas(32) int32_t next[8] = {};
+    for (int s = 0; s < S; ++s) next[s] = Trellis<S>::next[s][0] | Trellis<S>::next[s][1] << 8;
+    return load(next);
 }
 
-// The last bucket without raw bits.
-constexpr int last_plain() {
-    int b = kBuckets - 1;
-    while (raw_bits(b)) --b;
-    return b;
-}
-
-// One column: its integers, or false where a lane has an escape or raw bits (then nothing has changed).
+// One column: its integers, or false where a lane has an escape (then nothing has changed).
 template <int S>
-SPRAT_TARGET inline bool column(const Cell* cells, __m512i col_class, Lanes& lanes, __m512i& q) {
-    const __m512i zero = _mm512_setzero_si512(), one = splat(1);
-    // cell_bits is 4, and one more beyond each of three buckets.
-    const __m512i b = _mm512_max_epi64(_mm512_add_epi64(lanes.row_class, col_class), zero);
-    const __mmask8 raw = _mm512_cmpgt_epi64_mask(b, splat(last_plain()));
-    __m512i shift = splat(kProbBits - 4);
-    shift = _mm512_mask_sub_epi64(shift, _mm512_cmpgt_epi64_mask(b, splat(kZero - 4)), shift, one);
-    shift = _mm512_mask_sub_epi64(shift, _mm512_cmpgt_epi64_mask(b, splat(kZero + 2)), shift, one);
-    shift = _mm512_mask_sub_epi64(shift, _mm512_cmpgt_epi64_mask(b, splat(kZero + 6)), shift, one);
-    __m512i first = _mm512_slli_epi64(_mm512_min_epi64(b, splat(kBuckets - 1)), 7);
+SPRAT_TARGET inline bool column(const uint64_t* words, const Contexts& contexts, __m256i next, Lanes& lanes,
+                                __m256i& q) {
+    const __m256i zero = _mm256_setzero_si256(), one = splat(1);
+    const __m256i shift = load(contexts.shift), middle = load(contexts.middle);
+    __m256i first = load(contexts.first);
     __mmask8 second = 0;  // lanes whose quantizer is 1
     if constexpr (S != 0) {
-        second = _mm512_test_epi64_mask(lanes.state, splat(S == 8 ? 1 : 2));
-        first = _mm512_mask_add_epi64(first, second, first, splat(kBuckets * kMaxCells));
+        second = _mm256_test_epi32_mask(lanes.state, splat(S == 8 ? 1 : 2));
+        first = _mm256_mask_add_epi32(first, second, first, splat(kBuckets * kMaxCells));
     }
-    const __m512i slot = _mm512_and_si512(lanes.x, splat(kTotal - 1)), number = _mm512_srlv_epi64(slot, shift);
-    const __m512i u = _mm512_sub_epi64(slot, _mm512_sllv_epi64(number, shift));
-    const __m512i index = _mm512_slli_epi64(_mm512_add_epi64(first, number), 1);
-    const __m512i low = _mm512_i64gather_epi64(index, &cells->half[0], 8),
-                  high = _mm512_i64gather_epi64(index, &cells->half[1], 8);
-    const __m512i half = _mm512_mask_mov_epi64(low, _mm512_cmpge_epu64_mask(u, _mm512_srli_epi64(low, 48)), high);
-    const __m512i symbol = _mm512_srai_epi64(_mm512_slli_epi64(half, 16), 48);
-    if (_mm512_cmpeq_epi64_mask(symbol, splat(kEscape)) | raw) [[unlikely]] return false;
-    const __m512i bias = _mm512_srai_epi64(_mm512_slli_epi64(half, 32), 48);
-    const __m512i freq = _mm512_and_si512(half, splat(0xffff));
-    const __m512i x = _mm512_add_epi64(_mm512_mul_epu32(freq, _mm512_srli_epi64(lanes.x, kProbBits)),
-                                       _mm512_add_epi64(u, bias));
-    const __mmask8 due = _mm512_cmplt_epu64_mask(x, splat(kLow));
-    const __m512i words = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes.at)));
+    const __m256i slot = _mm256_and_si256(lanes.x, splat(kTotal - 1)), number = _mm256_srlv_epi32(slot, shift);
+    const __m256i u = _mm256_sub_epi32(slot, _mm256_sllv_epi32(number, shift));
+    const __m512i cells = _mm512_i32gather_epi64(_mm256_add_epi32(first, number), words, 8);
+    const __m256i low = _mm512_cvtepi64_epi32(cells), high = _mm512_cvtepi64_epi32(_mm512_srli_epi64(cells, 32));
+    const __mmask8 other = _mm256_cmpge_epu32_mask(u, _mm256_and_si256(low, splat(2047)));
+    const __m256i cell = _mm256_mask_srli_epi32(number, other, low, 25);
+    const __m256i symbol = _mm256_sub_epi32(cell, middle);
+    if (_mm256_cmpgt_epi32_mask(symbol, middle)) [[unlikely]] return false;
+    const __m256i freq = _mm256_mask_mov_epi32(_mm256_srli_epi32(low, 11), other, high);
+    const __m256i place = _mm256_mask_add_epi32(u, other, u, _mm256_srai_epi32(high, 16));
+    const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_add_epi32(_mm256_and_si256(freq, splat(0x3fff)), one),
+                                                          _mm256_srli_epi32(lanes.x, kProbBits)),
+                                       place);
+    const __mmask8 due = _mm256_cmplt_epu32_mask(x, splat(kLow));
+    const __m256i come = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes.at)));
     lanes.at += __builtin_popcount(due);
-    lanes.x = _mm512_mask_or_epi64(x, due, _mm512_slli_epi64(x, 16), _mm512_maskz_expand_epi64(due, words));
+    lanes.x = _mm256_mask_or_epi32(x, due, _mm256_slli_epi32(x, 16), _mm256_maskz_expand_epi32(due, come));
     q = symbol;
     if constexpr (S != 0) {
-        q = _mm512_add_epi64(symbol, symbol);
-        q = _mm512_mask_sub_epi64(q, _mm512_mask_cmpgt_epi64_mask(second, symbol, zero), q, one);
-        q = _mm512_mask_add_epi64(q, _mm512_mask_cmplt_epi64_mask(second, symbol, zero), q, one);
-        const __m512i parity = _mm512_and_si512(symbol, one);
-        const __m512i bit = _mm512_slli_epi64(_mm512_add_epi64(_mm512_add_epi64(lanes.state, lanes.state), parity), 2);
-        constexpr auto kNext = static_cast<int64_t>(next_states<S>());
-        lanes.state = _mm512_and_si512(_mm512_srlv_epi64(splat(kNext), bit), splat(S - 1));
+        q = _mm256_add_epi32(symbol, symbol);
+        q = _mm256_mask_sub_epi32(q, _mm256_mask_cmpgt_epi32_mask(second, symbol, zero), q, one);
+        q = _mm256_mask_add_epi32(q, _mm256_mask_cmplt_epi32_mask(second, symbol, zero), q, one);
+        const __m256i both = _mm256_permutexvar_epi32(lanes.state, next);
+        const __mmask8 odd = _mm256_test_epi32_mask(symbol, one);
+        lanes.state = _mm256_and_si256(_mm256_mask_srli_epi32(both, odd, both, 8), splat(S - 1));
     }
     return true;
 }
@@ -95,18 +101,15 @@ SPRAT_TARGET inline bool column(const Cell* cells, __m512i col_class, Lanes& lan
 template <int S>
 SPRAT_TARGET [[gnu::noinline]] bool slow_column(const Decoder& decoder, const uint8_t* row_class, int col_class,
                                                 Lanes& lanes, int16_t* out) {
-    alignas(64) uint64_t x[kLanes], state[kLanes];
-    _mm512_store_si512(x, lanes.x);
-    _mm512_store_si512(state, lanes.state);
+    alignas(32) uint32_t x[kLanes], state[kLanes];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(x), lanes.x);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(state), lanes.state);
     for (int l = 0; l < kLanes; ++l) {
-        auto lane = static_cast<uint32_t>(x[l]), s = static_cast<uint32_t>(state[l]);
         const Lookup* row = decoder.lookups() + row_class[l];
-        if (!decode_one<S>(decoder.cells(), row, col_class, lane, s, lanes.at, out[l])) return false;
-        x[l] = lane;
-        state[l] = s;
+        if (!decode_one<S>(decoder.cells(), row, col_class, x[l], state[l], lanes.at, out[l])) return false;
     }
-    lanes.x = _mm512_load_si512(x);
-    lanes.state = _mm512_load_si512(state);
+    lanes.x = load(x);
+    lanes.state = load(state);
     return true;
 }
 
@@ -133,28 +136,34 @@ template <int S, int Count>
 SPRAT_TARGET bool groups_of(const Decoder& decoder, const Shape& shape, Stream* const* streams, int64_t g,
                             int16_t* out) {
     const int64_t n = shape.columns;
+    const __m256i next = next_states<S>();
     Lanes lanes[Count];
     const uint8_t* row_class[Count];
     int16_t* to[Count];
     alignas(64) int16_t columns[Count][8][kLanes];
+    Contexts contexts[Count][256];
+    bool known[256] = {};
     for (int i = 0; i < Count; ++i) {
         const int64_t first = streams[i]->first + g;
         row_class[i] = shape.row_class + first;
         to[i] = out + first * n;
-        const __m128i classes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row_class[i]));
-        lanes[i] = {_mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(streams[i]->x))),
-                    _mm512_setzero_si512(), _mm512_sub_epi64(_mm512_cvtepu8_epi64(classes), splat(kOffset)),
+        lanes[i] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(streams[i]->x)), _mm256_setzero_si256(),
                     streams[i]->at};
     }
     for (int64_t j = 0; j < n; ++j) {
-        const __m512i col_class = splat(shape.col_class[j]);
-#pragma GCC unroll 2
+        const int col_class = shape.col_class[j];
+        if (!known[col_class]) [[unlikely]] {
+            for (int i = 0; i < Count; ++i) contexts[i][col_class].fill(row_class[i], col_class);
+            known[col_class] = true;
+        }
+#pragma GCC unroll 4
         for (int i = 0; i < Count; ++i) {
-            int16_t* const here = columns[i][j % 8];
-            __m512i q;
-            if (column<S>(decoder.cells(), col_class, lanes[i], q)) [[likely]]
-                _mm_store_si128(reinterpret_cast<__m128i*>(here), _mm512_cvtepi64_epi16(q));
-            else if (!slow_column<S>(decoder, row_class[i], shape.col_class[j], lanes[i], here))
+            const Contexts& here = contexts[i][col_class];
+            int16_t* const integers = columns[i][j % 8];
+            __m256i q;
+            if (!here.raw && column<S>(decoder.words(), here, next, lanes[i], q)) [[likely]]
+                _mm_store_si128(reinterpret_cast<__m128i*>(integers), _mm256_cvtepi32_epi16(q));
+            else if (!slow_column<S>(decoder, row_class[i], col_class, lanes[i], integers))
                 return false;
             if (lanes[i].at > streams[i]->end) return false;
             if (j % 8 == 7) turn(columns[i], to[i] + j - 7, n);
@@ -163,7 +172,7 @@ SPRAT_TARGET bool groups_of(const Decoder& decoder, const Shape& shape, Stream* 
     for (int i = 0; i < Count; ++i) {
         for (int64_t j = n / 8 * 8; j < n; ++j)
             for (int l = 0; l < kLanes; ++l) to[i][l * n + j] = columns[i][j % 8][l];
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(streams[i]->x), _mm512_cvtepi64_epi32(lanes[i].x));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(streams[i]->x), lanes[i].x);
         streams[i]->at = lanes[i].at;
     }
     return true;

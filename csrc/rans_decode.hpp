@@ -15,10 +15,13 @@ struct Lookup {  // of one (quantizer, row_class + col_class): eight bytes, one 
 
 class Decoder {
   public:
-    explicit Decoder(const uint16_t* freq) : cells_(kContexts * kMaxCells), lookups_(2 * kSums) {
+    explicit Decoder(const uint16_t* freq)
+        : cells_(kContexts * kMaxCells), words_(kContexts * kMaxCells), lookups_(2 * kSums) {
         for (int c = 0; c < kContexts; ++c) {
             check_frequencies(freq + c * kMaxCells, 1 << cell_bits(c % kBuckets));
             alias_cells(freq + c * kMaxCells, cell_bits(c % kBuckets), &cells_[c * kMaxCells]);
+            for (int i = 0; i < 1 << cell_bits(c % kBuckets); ++i)
+                words_[c * kMaxCells + i] = word_of(cells_[c * kMaxCells + i], 1 << cell_bits(c % kBuckets));
         }
         for (int s = 0; s < 2 * kSums; ++s) {
             const int b = bucket_of_sum(s % kSums);
@@ -32,9 +35,20 @@ class Decoder {
     }
     const Lookup* lookups() const { return lookups_.data(); }
     const Cell* cells() const { return cells_.data(); }
+    // Cells as one number each, for vectors of lanes. From bit 0: cut (11 bits), own frequency less one (14), number of
+    // the other symbol's cell (7), its frequency less one (14; two bits unused), bias (16, signed).
+    const uint64_t* words() const { return words_.data(); }
 
   private:
+    static uint64_t word_of(const Cell& cell, int count) {
+        const auto frequency = [](const Half& half) { return static_cast<uint64_t>(half.freq - 1) & 0x3fff; };
+        const Half &own = cell.half[0], &other = cell.half[1];
+        const int alias = other.symbol == kEscape ? count - 1 : other.symbol + count / 2 - 1;
+        return uint64_t{own.cut} | frequency(own) << 11 | static_cast<uint64_t>(alias) << 25 | frequency(other) << 32 |
+               uint64_t{static_cast<uint16_t>(other.bias)} << 48;
+    }
     std::vector<Cell> cells_;
+    std::vector<uint64_t> words_;
     std::vector<Lookup> lookups_;
 };
 
