@@ -132,10 +132,9 @@ void arrange_row(const T* from, const std::vector<int32_t>& order, int32_t r, Ar
         }
         for (size_t c = 0; c < count; ++c) {
             const int32_t v = from[order[j + c]];
-            if (v > kMaxInteger || v < -kMaxInteger)
-                outliers.push_back({r, static_cast<int32_t>(j + c), static_cast<float>(v)});
-            else
-                to[c] = static_cast<int16_t>(v);
+            const bool outlier = v > kMaxInteger || v < -kMaxInteger;
+            if (outlier) outliers.push_back({r, static_cast<int32_t>(j + c), static_cast<float>(v)});
+            to[c] = static_cast<int16_t>(outlier ? 0 : v);
         }
     }
 }
@@ -215,7 +214,10 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         arranged.panels = out->panels;
         arranged.blocks = chunk.blocks;
         const size_t entries = static_cast<size_t>(out->panels) * static_cast<size_t>(chunk.blocks);
-        arranged.integers.assign(entries * kEntry, 0);
+        arranged.integers.resize(entries * kEntry);
+        // What no row or column fills must be zero.
+        if (chunk.rows < chunk.blocks * kRows || columns % kPanel)
+            std::fill(arranged.integers.begin(), arranged.integers.end(), int16_t{0});
         arranged.low.resize(entries);
         arranged.high.resize(entries);
         for (int32_t r = 0; r < chunk.blocks * kRows; ++r) {

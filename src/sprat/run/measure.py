@@ -7,6 +7,7 @@ read reaches with as many threads, says how near an engine is to what the machin
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import time
@@ -51,7 +52,9 @@ class Measurement:
     bandwidth_share: float | None  #: bytes a token x tokens a second / bandwidth
     bandwidth_array_bytes: int
     resident_bytes: int  #: of the whole process, the file open for the first time and a session at work
-    engine_bytes: dict[str, int] | None  #: what of it the engine counts as its own, where it does
+    imported_bytes: int  #: of the process before the file was opened: Python and its libraries
+    engine_bytes: dict[str, int] | None  #: what the engine counts as its own, where it does
+    resident_ratio: float | None  #: (resident - imported) / the sum of engine_bytes
     spread: dict[str, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +81,9 @@ def measure(
     first: list[float] = []
     engine: Engine | None = None
     resident: tuple[int, dict[str, int] | None] | None = None
+    for name in ("coding.container", "run.native", "run.tokenizer"):
+        importlib.import_module(f"sprat.{name}")
+    imported = resident_bytes()
     for i in range(OPENS):
         engine = None  # the one before makes room
         gc.collect()
@@ -121,7 +127,9 @@ def measure(
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
         bandwidth_array_bytes=ARRAY_BYTES,
         resident_bytes=resident[0],
+        imported_bytes=imported,
         engine_bytes=resident[1],
+        resident_ratio=None if not resident[1] else (resident[0] - imported) / sum(resident[1].values()),
         spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},
     )
     return made, engine

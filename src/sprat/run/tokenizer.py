@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tokenizers import Tokenizer
 
+from sprat import _core
 from sprat.coding.tokenizer import unpack, unpack_parsed
 from sprat.errors import FormatError, SourceError
 from sprat.run.backend import build
@@ -148,7 +149,9 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
 
 def open_tokenizer(artifact: Artifact) -> TextTokenizer:
     """The tokenizer of a file, with the ids that end a text."""
-    return from_files(_files(artifact, unpack_parsed), artifact.config)
+    made = from_files(_files(artifact, unpack_parsed), artifact.config)
+    _core.trim_memory()
+    return made
 
 
 def tokenizer_files(artifact: Artifact) -> dict[str, bytes]:
