@@ -45,7 +45,7 @@ def test_the_engines_own_figures_are_used_where_it_has_them(toy, tiny):
     found, _ = measure(tiny.file, runs=1)
     assert found.bandwidth_share is None
     assert found.engine_bytes == {"layout": 5}
-    assert 10e6 < found.imported_bytes <= found.resident_bytes
+    assert found.imported_bytes > 10e6
     assert found.resident_ratio == (found.resident_bytes - found.imported_bytes) / 5
     assert found.to_json()["schema"] == "sprat.bench/1"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+import types
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sprat import _core
 from sprat.run import unpacked
 from sprat.run.native import NativeEngine
 
-IDS = np.random.default_rng(5).integers(0, VOCABULARY, 12)
+IDS = np.random.default_rng(5).integers(0, VOCABULARY, 12).tolist()
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_the_oldest_make_way(cache, llama, monkeypatch):
     NativeEngine(llama, threads=1, keep=True)
     (first,) = kept(cache)
     size = first.stat().st_size
-    usage = type("Usage", (), {"free": 35 * size})  # a tenth of it: three files
+    usage = types.SimpleNamespace(free=35 * size)  # a tenth of it: three files
     monkeypatch.setattr(unpacked.shutil, "disk_usage", lambda _: usage)
     for i in range(3):
         old = cache / f"{i}.run"
