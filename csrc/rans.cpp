@@ -6,7 +6,6 @@
 #include <nanobind/ndarray.h>
 
 #include <atomic>
-#include <limits>
 #include <memory>
 
 #include "bitcoder.hpp"
@@ -137,13 +136,23 @@ void decode(const Vector<uint8_t>& data, const Vector<uint8_t>& row_class, const
     const auto decoder = std::make_unique<Decoder>(freq.data());
     std::atomic<int64_t> bad{-1};
     with_trellis(trellis, [&]<int S>() {
-        parallel(static_cast<int64_t>(chunks), threads, [&](int64_t c) {
-            if (bad < 0 && !decode_chunk<S, T>(data.data() + start[c], start[c + 1] - start[c], *decoder, shape,
-                                               c * shape.chunk(), out.data()))
-                bad = c;
+        const int64_t all = shape.chunks();
+        parallel((all + kTogether - 1) / kTogether, threads, [&](int64_t pair) {
+            if (bad >= 0) return;
+            const int64_t first = pair * kTogether;
+            const int count = static_cast<int>(std::min<int64_t>(kTogether, all - first));
+            Stream streams[kTogether];
+            for (int i = 0; i < count; ++i) {
+                const int64_t c = first + i;
+                if (!streams[i].begin(data.data() + start[c], start[c + 1] - start[c], shape, c * shape.chunk())) {
+                    bad = c;
+                    return;
+                }
+            }
+            if (!decode_chunks<S, T>(*decoder, shape, streams, count, out.data())) bad = first;
         });
     });
-    if (bad >= 0) throw std::invalid_argument("chunk " + std::to_string(bad) + " is damaged");
+    if (bad >= 0) throw std::invalid_argument("chunk " + std::to_string(bad) + " or the one after it is damaged");
 }
 
 // mode 0: every value against `base`; mode 1: against the value before it, modelled by the last difference's size.

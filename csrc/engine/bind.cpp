@@ -15,6 +15,7 @@
 #include "bandwidth.hpp"
 #include "model.hpp"
 #include "pack.hpp"
+#include "stored.hpp"
 
 namespace nb = nanobind;
 
@@ -44,6 +45,45 @@ std::shared_ptr<Packed> pack_matrix(const Matrix<const T>& q, const Array<const 
     nb::gil_scoped_release release;
     return pack(q.data(), static_cast<int32_t>(q.shape(0)), static_cast<int32_t>(q.shape(1)), row.data(), column.data(),
                 static_cast<int32_t>(output), parts, std::move(arena));
+}
+
+// The entries to `file`, anything with `write`.
+void write_entries(const Packed& packed, const nb::object& file) {
+    for (const Chunk& chunk : packed.chunks) {
+        auto* data = reinterpret_cast<char*>(const_cast<uint8_t*>(chunk.data));
+        file.attr("write")(nb::steal(PyMemoryView_FromMemory(data, static_cast<Py_ssize_t>(chunk.bytes), PyBUF_READ)));
+    }
+}
+
+// The matrix of a head; its entries come from `file` (anything with `readinto`, `most` bytes of it), straight to where they
+// stay.
+std::shared_ptr<Packed> restore(const nb::bytes& head, const nb::object& file, size_t most,
+                                std::shared_ptr<Arena> arena) {
+    require(arena != nullptr, "restore: no arena");
+    Restored found;
+    {
+        const auto* data = reinterpret_cast<const uint8_t*>(head.data());
+        const size_t size = head.size();
+        nb::gil_scoped_release release;
+        found = from_head(data, size);
+        require(found.bytes <= most, "a stored matrix that is cut off");
+    }
+    uint8_t* const data = arena->take(found.bytes);
+    const auto room = nb::steal(
+        PyMemoryView_FromMemory(reinterpret_cast<char*>(data), static_cast<Py_ssize_t>(found.bytes), PyBUF_WRITE));
+    const auto read = nb::cast<size_t>(file.attr("readinto")(room));
+    nb::gil_scoped_release release;
+    require(read == found.bytes, "a stored matrix that is cut off");
+    uint64_t sum = 0;
+    uint8_t* at = data;
+    for (Chunk& chunk : found.packed->chunks) {
+        sum = checksum(at, chunk.bytes, sum);
+        chunk.data = at;
+        at += chunk.bytes;
+    }
+    require(sum == found.checksum, "a stored matrix that is damaged");
+    found.packed->arena = std::move(arena);
+    return std::move(found.packed);
 }
 
 std::vector<float> floats(const Array<const float>& a) { return {a.data(), a.data() + a.shape(0)}; }
@@ -265,6 +305,7 @@ void register_engine(nb::module_& m) {
         .def_ro("rows", &Packed::rows)
         .def_ro("columns", &Packed::columns)
         .def_prop_ro("nbytes", &Packed::bytes)
+        .def_prop_ro("entry_bytes", &Packed::entry_bytes)
         .def_prop_ro("chunks", [](const Packed& p) { return p.chunks.size(); });
     nb::class_<Cache>(m, "Cache")
         .def("__init__",
@@ -314,6 +355,12 @@ void register_engine(nb::module_& m) {
         .def("multiply", &multiply);
     m.def("pack", &pack_matrix<int16_t>);
     m.def("pack", &pack_matrix<int32_t>);
+    m.def("head", [](const Packed& packed) {
+        const std::vector<uint8_t> head = head_of(packed);
+        return nb::bytes(head.data(), head.size());
+    });
+    m.def("write_entries", &write_entries);
+    m.def("restore", &restore);
     m.def("expand_row", [](const Packed& packed, int stored, const Array<float>& out) {
         require(stored >= 0 && stored < packed.blocks * kRows && out.shape(0) == static_cast<size_t>(packed.columns),
                 "expand_row: out of range");

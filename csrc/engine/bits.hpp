@@ -26,9 +26,9 @@ inline void write_entry(const uint8_t* values, int width, uint8_t* out) {
     }
     if (width & 1)
         for (int i = 0; i < kEntry / 8; ++i) {
-            unsigned byte = 0;
-            for (int bit = 0; bit < 8; ++bit) byte |= (values[8 * i + bit] >> top & 1u) << bit;
-            out[i] = static_cast<uint8_t>(byte);
+            uint64_t byte = 0;
+            for (int bit = 0; bit < 8; ++bit) byte |= (values[8 * i + bit] >> top & 1ull) << (8 * bit);
+            out[i] = static_cast<uint8_t>(byte * 0x0102040810204080 >> 56);  // bit 8 b of `byte` to bit b
         }
 }
 

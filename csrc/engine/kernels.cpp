@@ -106,7 +106,7 @@ void unpack_chunk(const Kernel& kernel, const Packed& packed, const Chunk& chunk
     std::vector<uint32_t> seen(2 * pairs), slot(2 * pairs), at;
     // visit(panel, bucket, block, whether it is the first in its slot, entry) for every entry, in order.
     const auto each = [&](auto visit) {
-        const uint8_t *meta = packed.meta.data() + chunk.meta, *data = packed.data + chunk.data;
+        const uint8_t *meta = packed.meta.data() + chunk.meta, *data = chunk.data;
         std::fill(seen.begin(), seen.end(), panels);
         for (uint32_t p = 0; p < panels; ++p) {
             const uint8_t* counts = meta;

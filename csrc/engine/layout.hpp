@@ -74,7 +74,9 @@ struct Outlier {  // an integer too large for two planes
 struct Chunk {
     int32_t first = 0, blocks = 0;  // in blocks
     int32_t rows = 0;               // without padding; they are the outputs from 16 * first on
-    size_t data = 0, meta = 0;      // where its parts begin
+    const uint8_t* data = nullptr;  // its entries, in the arena
+    size_t bytes = 0;               // of them
+    size_t meta = 0;                // where its part of meta begins
     size_t entries = 0;
     size_t outliers = 0, outliers_end = 0;
 };
@@ -83,9 +85,7 @@ struct Packed {
     int32_t rows = 0, columns = 0, panels = 0, blocks = 0;
     int32_t output = 0;                // where the first row's result goes; the others follow
     std::vector<Chunk> chunks;
-    std::shared_ptr<Arena> arena;      // holds the data
-    uint8_t* data = nullptr;
-    size_t data_bytes = 0;
+    std::shared_ptr<Arena> arena;      // holds the chunks' data
     std::vector<uint8_t> meta;
     std::vector<Outlier> outliers;
     std::vector<float> row_scale;      // (blocks * 16) as stored
@@ -99,9 +99,14 @@ struct Packed {
         for (const Chunk& c : chunks) most = std::max(most, c.entries);
         return most;
     }
+    size_t entry_bytes() const {
+        size_t sum = 0;
+        for (const Chunk& c : chunks) sum += c.bytes;
+        return sum;
+    }
     // Bytes that one product streams.
     size_t bytes() const {
-        return data_bytes + meta.size() + outliers.size() * sizeof(Outlier) +
+        return entry_bytes() + meta.size() + outliers.size() * sizeof(Outlier) +
                row_scale.size() * (sizeof(float) + sizeof(uint16_t)) +
                column_scale.size() * (sizeof(float) + sizeof(int32_t));
     }

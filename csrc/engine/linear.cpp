@@ -112,7 +112,7 @@ void multiply_few(Compute& compute, const Task& task, int) {
     for (int t = 0; t < task.in.input.tokens; ++t) {
         const auto token = static_cast<size_t>(t);
         std::fill(result, result + chunk.blocks * kRows, 0.0f);
-        compute.kernel->multiply(part.data + chunk.data, part.meta.data() + chunk.meta, part.panels, task.in.input, t,
+        compute.kernel->multiply(chunk.data, part.meta.data() + chunk.meta, part.panels, task.in.input, t,
                                  result);
         add_outliers(part, chunk, task.in.x.data() + token * static_cast<size_t>(part.padded_columns()), result);
         reorder(part, chunk, result, task.y + token * task.stride);

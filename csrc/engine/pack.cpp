@@ -1,14 +1,29 @@
 #include "pack.hpp"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "bits.hpp"
+#include "clones.hpp"
 
 namespace sprat::engine {
 
 namespace {
+
+// Sum of weight[j] * |q[j]|, in 16 lanes: always the same order of additions.
+template <class T>
+inline float weighted_sum(const T* q, const float* weight, size_t n) {
+    float lanes[16] = {};
+    size_t j = 0;
+    for (; j + 16 <= n; j += 16)
+        for (size_t l = 0; l < 16; ++l) lanes[l] += weight[j + l] * std::fabs(static_cast<float>(q[j + l]));
+    for (; j < n; ++j) lanes[0] += weight[j] * std::fabs(static_cast<float>(q[j]));
+    return std::accumulate(lanes, lanes + 16, 0.0f);
+}
+SPRAT_CLONES float weighted(const int16_t* q, const float* weight, size_t n) { return weighted_sum(q, weight, n); }
+SPRAT_CLONES float weighted(const int32_t* q, const float* weight, size_t n) { return weighted_sum(q, weight, n); }
 
 // How large the integers of each row and column are, relative to each other. A sample of the rows tells the columns.
 template <class T>
@@ -23,15 +38,7 @@ void sizes(const T* q, int32_t rows, int32_t columns, std::vector<float>& row, s
     };
     for (size_t i = 0; i < m; i += step) add(i, 1);
     for (size_t j = 0; j < n; ++j) weight[j] = column[j] > 0 ? 1 / column[j] : 0;
-    for (size_t i = 0; i < m; ++i) {
-        float lanes[16] = {};
-        size_t j = 0;
-        for (; j + 16 <= n; j += 16)
-            for (size_t l = 0; l < 16; ++l)
-                lanes[l] += weight[j + l] * std::fabs(static_cast<float>(q[i * n + j + l]));
-        for (; j < n; ++j) lanes[0] += weight[j] * std::fabs(static_cast<float>(q[i * n + j]));
-        row[i] = std::accumulate(lanes, lanes + 16, 0.0f);
-    }
+    for (size_t i = 0; i < m; ++i) row[i] = weighted(q + i * n, weight.data(), n);
     std::fill(column.begin(), column.end(), 0.0f);
     for (size_t i = 0; i < m; i += step)
         if (row[i] > 0) add(i, 1 / row[i]);
@@ -54,57 +61,118 @@ int width_for(int32_t least, int32_t most) {
     return width;
 }
 
-struct Builder {
-    std::vector<uint8_t> data, meta;
-    std::vector<Outlier> outliers;
-    size_t entries = 0;
+struct Range {
+    int32_t least, most;
 };
 
-// One panel of a chunk whose integers are q (blocks * 16, panels * 16), in stored order.
-void write_panel(Builder& b, const int16_t* q, int32_t blocks, int32_t panels, int32_t panel) {
-    const auto stride = static_cast<size_t>(panels) * kPanel;
-    const int16_t* const first = q + static_cast<size_t>(panel) * kPanel;
-    int32_t width[kMaxBlocks];
-    std::vector<uint8_t> members[kBuckets];
-    for (int32_t block = 0; block < blocks; ++block) {
-        const int16_t* at = first + static_cast<size_t>(block) * kRows * stride;
-        int16_t low[kPanel] = {}, high[kPanel] = {};
-        for (size_t r = 0; r < kRows; ++r)
-            for (size_t c = 0; c < kPanel; ++c) {
-                low[c] = std::min(low[c], at[r * stride + c]);
-                high[c] = std::max(high[c], at[r * stride + c]);
-            }
-        const int32_t least = *std::min_element(low, low + kPanel), most = *std::max_element(high, high + kPanel);
-        width[block] = width_for(least, most);
-        if (!width[block]) continue;
-        const auto name = static_cast<uint8_t>(block);
-        if (width[block] <= 8) {
-            members[width[block] - 1].push_back(name);
-        } else {
-            members[7].push_back(name);
-            members[8 + width_for((least + 128) >> 8, (most + 128) >> 8) - 1].push_back(name);
+template <class T>
+inline Range range(const T* q, size_t n) {
+    T least = 0, most = 0;
+    for (size_t j = 0; j < n; ++j) {
+        least = std::min(least, q[j]);
+        most = std::max(most, q[j]);
+    }
+    return {least, most};
+}
+SPRAT_CLONES Range range_of(const int16_t* q, size_t n) { return range(q, n); }
+SPRAT_CLONES Range range_of(const int32_t* q, size_t n) { return range(q, n); }
+
+// An entry's integers, row by row, as bytes in the order of its tiles.
+template <class F>
+inline void tile(const int16_t* q, uint8_t* values, F byte) {
+    for (int r = 0; r < kRows; ++r) {
+        uint8_t row[kPanel];
+        for (int c = 0; c < kPanel; ++c) row[c] = static_cast<uint8_t>(byte(q[r * kPanel + c]));
+        for (int t = 0; t < kQuads; ++t) std::memcpy(values + t * kTile + 4 * r, row + 4 * t, 4);
+    }
+}
+SPRAT_CLONES void tile_whole(const int16_t* q, int offset, uint8_t* values) {
+    tile(q, values, [offset](int v) { return v + offset; });
+}
+// Where an integer is two: high = (v + 128) >> 8, low = v - 256 high.
+SPRAT_CLONES void tile_high(const int16_t* q, int offset, uint8_t* values) {
+    tile(q, values, [offset](int v) { return ((v + 128) >> 8) + offset; });
+}
+
+// The integers of a chunk in stored order: kEntry of each (panel, block), row by row, and how wide each entry is.
+struct Arranged {
+    int32_t panels, blocks;
+    std::vector<int16_t> integers;
+    std::vector<uint8_t> low, high;  // widths; high is 0 where one entry holds all
+
+    size_t at(int32_t panel, int32_t block) const {
+        return static_cast<size_t>(panel) * static_cast<size_t>(blocks) + static_cast<size_t>(block);
+    }
+    const int16_t* entry(int32_t panel, int32_t block) const { return integers.data() + at(panel, block) * kEntry; }
+    void measure(int32_t block) {
+        for (int32_t panel = 0; panel < panels; ++panel) {
+            const auto [least, most] = range_of(entry(panel, block), kEntry);
+            const int width = width_for(least, most);
+            low[at(panel, block)] = static_cast<uint8_t>(std::min(width, 8));
+            high[at(panel, block)] =
+                static_cast<uint8_t>(width <= 8 ? 0 : width_for((least + 128) >> 8, (most + 128) >> 8));
         }
     }
-    for (const auto& m : members) b.meta.push_back(static_cast<uint8_t>(m.size()));
-    uint8_t values[kEntry];
-    for (int bucket = 0; bucket < kBuckets; ++bucket) {
-        const std::vector<uint8_t>& blocks_in = members[bucket];
-        const size_t begin = b.data.size();
-        b.data.resize(begin + bucket_bytes(width_of(bucket), blocks_in.size()), 0);
-        for (size_t entry = 0; entry < blocks_in.size(); ++entry) {
-            const uint8_t block = blocks_in[entry];
-            const int16_t* at = first + static_cast<size_t>(block) * kRows * stride;
-            const int w = width_of(bucket), offset = 1 << (w - 1);
-            const bool split = width[block] > 8;
-            // What is left after the other half: high = (v + 128) >> 8, low = v - 256 high.
-            const auto part = [&](int v) { return is_high(bucket) ? (v + 128) >> 8 : split ? int8_t(v) : v; };
-            for (size_t r = 0; r < kRows; ++r)
-                for (size_t c = 0; c < kPanel; ++c)
-                    values[c / 4 * kTile + 4 * r + c % 4] = static_cast<uint8_t>(part(at[r * stride + c]) + offset);
-            b.meta.push_back(block);
-            write_entry(values, w, b.data.data() + begin + entry * entry_bytes(w));
+};
+
+// A row of the lattice into its place, `r` in the chunk; what two planes do not hold goes to the outliers.
+template <class T>
+void arrange_row(const T* from, const std::vector<int32_t>& order, int32_t r, Arranged& out,
+                 std::vector<Outlier>& outliers) {
+    const size_t n = order.size();
+    const auto [least, most] = range_of(from, n);
+    const bool tame = least >= -kMaxInteger && most <= kMaxInteger;
+    for (size_t j = 0; j < n; j += kPanel) {
+        int16_t* to = out.integers.data() + out.at(static_cast<int32_t>(j / kPanel), r / kRows) * kEntry +
+                      static_cast<size_t>(r % kRows) * kPanel;
+        const size_t count = std::min<size_t>(kPanel, n - j);
+        if (tame && count == kPanel) {
+            for (size_t c = 0; c < kPanel; ++c) to[c] = static_cast<int16_t>(from[order[j + c]]);
+            continue;
         }
-        b.entries += blocks_in.size();
+        for (size_t c = 0; c < count; ++c) {
+            const int32_t v = from[order[j + c]];
+            const bool outlier = v > kMaxInteger || v < -kMaxInteger;
+            if (outlier) outliers.push_back({r, static_cast<int32_t>(j + c), static_cast<float>(v)});
+            to[c] = static_cast<int16_t>(outlier ? 0 : v);
+        }
+    }
+}
+
+// A chunk's entries into memory of the arena and its blocks' numbers behind `meta`.
+void write_chunk(const Arranged& from, Arena& arena, Chunk& chunk, std::vector<uint8_t>& meta) {
+    std::vector<std::array<std::vector<uint8_t>, kBuckets>> members(static_cast<size_t>(from.panels));
+    size_t bytes = 0;
+    for (int32_t panel = 0; panel < from.panels; ++panel) {
+        auto& buckets = members[static_cast<size_t>(panel)];
+        for (int32_t block = 0; block < from.blocks; ++block) {
+            const size_t at = from.at(panel, block);
+            if (from.low[at]) buckets[from.low[at] - 1].push_back(static_cast<uint8_t>(block));
+            if (from.high[at]) buckets[8 + from.high[at] - 1].push_back(static_cast<uint8_t>(block));
+        }
+        for (int bucket = 0; bucket < kBuckets; ++bucket) bytes += bucket_bytes(width_of(bucket), buckets[bucket].size());
+    }
+    uint8_t* to = arena.take(bytes);
+    chunk.data = to;
+    chunk.bytes = bytes;
+    chunk.meta = meta.size();
+    uint8_t values[kEntry];
+    for (int32_t panel = 0; panel < from.panels; ++panel) {
+        const auto& buckets = members[static_cast<size_t>(panel)];
+        for (const auto& b : buckets) meta.push_back(static_cast<uint8_t>(b.size()));
+        for (int bucket = 0; bucket < kBuckets; ++bucket) {
+            const int width = width_of(bucket), offset = 1 << (width - 1);
+            const size_t count = buckets[bucket].size(), used = count * entry_bytes(width);
+            for (size_t i = 0; i < count; ++i) {
+                const int16_t* q = from.entry(panel, buckets[bucket][i]);
+                (is_high(bucket) ? tile_high : tile_whole)(q, offset, values);
+                write_entry(values, width, to + i * entry_bytes(width));
+            }
+            std::fill(to + used, to + bucket_bytes(width, count), uint8_t{0});
+            to += bucket_bytes(width, count);
+            meta.insert(meta.end(), buckets[bucket].begin(), buckets[bucket].end());
+            chunk.entries += count;
+        }
     }
 }
 
@@ -134,56 +202,41 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
     chunks = std::min<int>((chunks + parts - 1) / parts * parts, out->blocks);
     out->row_scale.assign(static_cast<size_t>(out->blocks) * kRows, 0);
     out->place.assign(static_cast<size_t>(out->blocks) * kRows, 0);
-    std::vector<Builder> built(static_cast<size_t>(chunks));
-    std::vector<int16_t> integers;
-    size_t data = 0, meta = 0;
+    Arranged arranged;
     for (int64_t c = 0; c < chunks; ++c) {
-        Builder& b = built[static_cast<size_t>(c)];
         Chunk chunk;
         chunk.first = static_cast<int32_t>(out->blocks * c / chunks);
         chunk.blocks = static_cast<int32_t>(out->blocks * (c + 1) / chunks) - chunk.first;
+        chunk.outliers = out->outliers.size();
         const int32_t begin = chunk.first * kRows;
         chunk.rows = std::min(rows - begin, chunk.blocks * kRows);
         const std::vector<int32_t> row_order = largest_first(row_size, begin, begin + chunk.rows);
-        integers.assign(static_cast<size_t>(chunk.blocks) * kRows * width, 0);
+        arranged.panels = out->panels;
+        arranged.blocks = chunk.blocks;
+        const size_t entries = static_cast<size_t>(out->panels) * static_cast<size_t>(chunk.blocks);
+        arranged.integers.resize(entries * kEntry);
+        // What no row or column fills must be zero.
+        if (chunk.rows < chunk.blocks * kRows || columns % kPanel)
+            std::fill(arranged.integers.begin(), arranged.integers.end(), int16_t{0});
+        arranged.low.resize(entries);
+        arranged.high.resize(entries);
         for (int32_t r = 0; r < chunk.blocks * kRows; ++r) {
             const auto stored = static_cast<size_t>(begin + r);
             out->place[stored] = static_cast<uint16_t>(r);
-            if (r >= chunk.rows) continue;
-            const auto source = static_cast<size_t>(row_order[static_cast<size_t>(r)]);
-            out->row_scale[stored] = row_scale[source];
-            out->place[stored] = static_cast<uint16_t>(source - static_cast<size_t>(begin));
-            int16_t* to = integers.data() + static_cast<size_t>(r) * width;
-            const T* from = q + source * static_cast<size_t>(columns);
-            for (size_t j = 0; j < column_order.size(); ++j) {
-                const int32_t v = from[column_order[j]];
-                if (v > kMaxInteger || v < -kMaxInteger) [[unlikely]]
-                    b.outliers.push_back({r, static_cast<int32_t>(j), static_cast<float>(v)});
-                else
-                    to[j] = static_cast<int16_t>(v);
+            if (r < chunk.rows) {
+                const auto source = static_cast<size_t>(row_order[static_cast<size_t>(r)]);
+                out->row_scale[stored] = row_scale[source];
+                out->place[stored] = static_cast<uint16_t>(source - static_cast<size_t>(begin));
+                arrange_row(q + source * static_cast<size_t>(columns), column_order, r, arranged, out->outliers);
             }
+            if (r % kRows == kRows - 1) arranged.measure(r / kRows);
         }
-        for (int32_t panel = 0; panel < out->panels; ++panel) write_panel(b, integers.data(), chunk.blocks, out->panels, panel);
-        chunk.data = data;
-        chunk.meta = meta;
-        chunk.entries = b.entries;
-        chunk.outliers = out->outliers.size();
-        out->outliers.insert(out->outliers.end(), b.outliers.begin(), b.outliers.end());
         chunk.outliers_end = out->outliers.size();
-        data += b.data.size();
-        meta += b.meta.size();
+        write_chunk(arranged, *arena, chunk, out->meta);
         out->chunks.push_back(chunk);
     }
-    out->data_bytes = data;
-    out->data = arena->take(data);
+    out->meta.shrink_to_fit();
     out->arena = std::move(arena);
-    out->meta.reserve(meta);
-    for (size_t c = 0; c < built.size(); ++c) {
-        uint8_t* to = out->data + out->chunks[c].data;
-        std::copy(built[c].data.begin(), built[c].data.end(), to);
-        std::vector<uint8_t>().swap(built[c].data);
-        out->meta.insert(out->meta.end(), built[c].meta.begin(), built[c].meta.end());
-    }
     return out;
 }
 
@@ -200,7 +253,7 @@ void expand_row(const Packed& packed, int32_t stored, float* out) {
     const Chunk& chunk = *found;
     const auto wanted = static_cast<uint8_t>(block - chunk.first);
     const uint8_t* meta = packed.meta.data() + chunk.meta;
-    const uint8_t* data = packed.data + chunk.data;
+    const uint8_t* data = chunk.data;
     const float scale = packed.row_scale[static_cast<size_t>(stored)];
     uint8_t values[kEntry];
     for (int32_t panel = 0; panel < packed.panels; ++panel) {

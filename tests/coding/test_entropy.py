@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from lattices import large, lattices
+from lattices import large, lattices, reconstruct
 
 from sprat.coding import entropy, records
 from sprat.coding.tensors import BUCKETS, Lattice, LogScale
@@ -62,6 +62,24 @@ def test_python_reader_agrees_over_chunks(trellis: int) -> None:
     )
     assert entropy.encode(x, tables, threads=3) == data
     assert (round_trip(x, tables, data, threads=3) == x.q).all()
+
+
+@pytest.mark.parametrize("trellis", [0, 4, 8])
+@pytest.mark.parametrize("step", [0.7, 0.05])  # plain buckets; raw bits here and there
+@pytest.mark.parametrize("shape", [(8, 20), (83, 4093), (1000, 576)])
+def test_vectors_of_lanes_decode_as_single_lanes_do(
+    shape: tuple[int, int], step: float, trellis: int
+) -> None:
+    x = large(*shape, step, 0)
+    k = x.q.astype(np.int64)
+    k[::3, 5] += 2000  # escapes
+    q = reconstruct(k, trellis).astype(np.int16)
+    x = dataclasses.replace(x, q=q, trellis=trellis)
+    tables = entropy.prior_tables()
+    data = entropy.encode(x, tables)
+    assert (round_trip(x, tables, data) == q).all()
+    wide = dataclasses.replace(x, q=q.astype(np.int32))  # read one lane at a time on every processor
+    assert (round_trip(wide, tables, data) == q).all()
 
 
 @pytest.mark.parametrize(("step", "trellis"), [(2.0, 0), (1.0, 8), (0.1, 4)])

@@ -49,7 +49,7 @@ std::vector<float> results(const se::Kernel& kernel, const Case& c) {
     std::fill(y.get(), y.get() + rows * (se::kTokens + 1), 0.0f);
     const se::Input one{1, c.panels, 1, q.data(), scale.data(), base.data()};
     kernel.quantize(c.x.data(), c.panels, 1, q.data(), scale.data(), base.data());
-    kernel.multiply(c.packed->data + chunk.data, c.packed->meta.data() + chunk.meta, c.packed->panels, one, 0, y.get());
+    kernel.multiply(chunk.data, c.packed->meta.data() + chunk.meta, c.packed->panels, one, 0, y.get());
     const se::Input many{se::kTokens, c.panels, se::kTokens, q.data(), scale.data(), base.data()};
     for (size_t t = 0; t < se::kTokens; ++t)
         kernel.quantize(c.x.data() + t * c.panels * se::kPanel, c.panels, se::kTokens, q.data() + t * se::kPanel,

@@ -155,7 +155,7 @@ class Native:
 
     name = "native"
 
-    def __init__(self, artifact, threads=None, context=None, cache=None):
+    def __init__(self, artifact, threads=None, context=None, cache=None, keep=None):
         self.asked = threads, context, cache
 
 
@@ -217,7 +217,7 @@ def test_torch_is_not_imported_unless_its_engine_is_chosen(tiny):
 import sys, types
 class Native:
     name, vocabulary, context = "native", 320, 64
-    def __init__(self, artifact, threads=None, context=None, cache=None): pass
+    def __init__(self, artifact, threads=None, context=None, cache=None, keep=None): pass
 sys.modules["sprat.run.native"] = types.SimpleNamespace(NativeEngine=Native)
 import sprat, sprat.run.engine, sprat.run.generate, sprat.run.chat, sprat.run.measure
 import sprat.run.serve.server, sprat.cli.main

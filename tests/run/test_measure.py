@@ -34,6 +34,7 @@ def test_speeds_are_those_of_the_engine(toy, tiny):
     assert found.bandwidth_share == pytest.approx(
         1000 * found.decode_tokens_per_second / found.bandwidth_bytes_per_second
     )
+    assert found.resident_ratio is None
     assert found.resident_bytes > 10e6 and found.file_bytes == tiny.file.stat().st_size
     assert done == sorted(done) and done[-1] == 1
 
@@ -44,6 +45,8 @@ def test_the_engines_own_figures_are_used_where_it_has_them(toy, tiny):
     found, _ = measure(tiny.file, runs=1)
     assert found.bandwidth_share is None
     assert found.engine_bytes == {"layout": 5}
+    assert found.imported_bytes > 10e6
+    assert found.resident_ratio == (found.resident_bytes - found.imported_bytes) / 5
     assert found.to_json()["schema"] == "sprat.bench/1"
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from sprat.cli import running, terminal
 from sprat.cli.arguments import add_file, whole
 from sprat.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from sprat.run.measure import Measurement
 
 SUMMARY = "Measure how fast a .sprat file runs on this machine."
 EXAMPLES = """  sprat bench smol.sprat
@@ -23,6 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     running.add_engine(parser)
 
 
+def _resident(found: Measurement) -> str:
+    """What stands beside the memory of the process."""
+    libraries = f"Python and libraries {format_bytes(found.imported_bytes)}"
+    if found.resident_ratio is None:
+        return libraries
+    return f"{libraries}, the rest {found.resident_ratio:.2f} x weights and cache"
+
+
 def execute(arguments: argparse.Namespace) -> None:
     """Measure, then print a table or JSON."""
     from sprat.run.measure import measure
@@ -36,6 +48,7 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.runs,
             progress,
             arguments.cache,
+            arguments.keep_unpacked,
         )
     running.note_engine(engine, arguments)
     if arguments.json:
@@ -54,7 +67,7 @@ def execute(arguments: argparse.Namespace) -> None:
         ),
         ("open", f"{found.open_seconds:.3f} s", ""),
         ("open to first token", f"{found.first_token_seconds:.3f} s", ""),
-        ("resident", format_bytes(found.resident_bytes), ""),
+        ("resident", format_bytes(found.resident_bytes), _resident(found)),
         (
             "memory bandwidth",
             f"{found.bandwidth_bytes_per_second / 1e9:.1f} GB/s",

@@ -33,6 +33,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="native, torch, or auto: native where it serves the model (default)",
     )
+    parser.add_argument(
+        "--keep-unpacked",
+        action="store_true",
+        default=None,
+        help="keep the unpacked weights in the cache folder, so that the next start is quicker"
+        " (or SPRAT_KEEP_UNPACKED=1)",
+    )
 
 
 def add_ram(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +90,12 @@ def open_engine(artifact: Artifact, arguments: argparse.Namespace, texts: int = 
     from sprat.run.price import refuse_memory
 
     opened = engine.open_engine(
-        artifact, arguments.threads, arguments.context, arguments.engine, arguments.cache
+        artifact,
+        arguments.threads,
+        arguments.context,
+        arguments.engine,
+        arguments.cache,
+        arguments.keep_unpacked,
     )
     note_engine(opened, arguments)
     if arguments.ram is not None:

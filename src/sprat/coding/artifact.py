@@ -36,6 +36,8 @@ class Artifact:
         self._data = data
         self.nbytes = size
         body, table, self._header_size = _parse_header(data)
+        #: Of the header, which holds every section's: two files with the same one have the same contents.
+        self.digest: str = data[struct.calcsize(PREAMBLE) :][:DIGEST].hex()
         self.config: dict[str, Any] = body["config"]
         self.recipe: dict[str, Any] = body["recipe"]
         self.provenance: dict[str, Any] = body["provenance"]

@@ -32,11 +32,11 @@ class Reader:
     """Reads what the functions below made, allocating nothing that the limit does not cover."""
 
     def __init__(self, data: bytes, limit: int) -> None:
-        self._data, self._at, self._left = data, 0, limit
+        self._data, self._at, self.room = data, 0, limit
 
     def spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
+        self.room -= size
+        if self.room < 0:
             raise FormatError("section 'tokenizer': it unpacks to more than a tokenizer may")
 
     def byte(self) -> int:

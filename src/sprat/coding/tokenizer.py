@@ -10,6 +10,7 @@ unpacking.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sprat.coding.columns import BROKEN, Reader, blob, dump
 from sprat.coding.vocabulary import put_back, take_apart
@@ -35,6 +36,12 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 def unpack(data: bytes, limit: int = LIMIT) -> dict[str, bytes]:
     """The files of `pack`. Raises `FormatError` for broken data, or more than `limit` bytes of output."""
+    found = unpack_parsed(data, limit)
+    return {name: part if isinstance(part, bytes) else dump(part) for name, part in found.items()}
+
+
+def unpack_parsed(data: bytes, limit: int = LIMIT) -> dict[str, bytes | dict[str, Any]]:
+    """`unpack`, but JSON whose vocabulary lay in columns comes parsed, its merges as tuples."""
     try:
         return _read(bytes(data), limit)
     except FormatError:
@@ -62,21 +69,19 @@ def _write(files: dict[str, bytes], models: dict[str, tuple[str, list[bytes]]]) 
     return bytes([_VERSION]) + head + b"".join(columns)
 
 
-def _read(data: bytes, limit: int) -> dict[str, bytes]:
+def _read(data: bytes, limit: int) -> dict[str, bytes | dict[str, Any]]:
     reader = Reader(data, limit)
     if (version := reader.byte()) != _VERSION:
         raise FormatError(f"section 'tokenizer': version {version}, this sprat reads {_VERSION}")
     directory, body = json.loads(reader.blob()), reader.blob()
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes | dict[str, Any]] = {}
     start = 0
     for name, size, model in directory:
         if not isinstance(name, str) or type(size) is not int or not 0 <= size <= len(body) - start:
             raise FormatError("section 'tokenizer': its directory does not fit its files")
         part = body[start : start + size]
         start += size
-        if model:
-            part = put_back(part, model, reader)
-        files[name] = part
+        files[name] = put_back(part, model, reader) if model else part
     return files
 
 

@@ -33,8 +33,11 @@ def take_apart(data: bytes) -> tuple[bytes, str, list[bytes]] | None:
     return None
 
 
-def put_back(data: bytes, method: str, reader: Reader) -> bytes:
-    """What `take_apart` was given, from its JSON, the name of its method and its columns, read from `reader`."""
+def put_back(data: bytes, method: str, reader: Reader) -> dict[str, Any]:
+    """What `take_apart` was given, parsed, from its JSON, the name of its method and its columns, read from `reader`.
+
+    Merges that are pairs come back as tuples.
+    """
     return _METHODS[method](json.loads(data), reader)
 
 
@@ -96,7 +99,7 @@ def _rising(values: list[int]) -> list[int]:
     return found[::-1]
 
 
-def _put_merges(frame: Any, reader: Reader) -> bytes:
+def _put_merges(frame: Any, reader: Reader) -> dict[str, Any]:
     model = frame["model"]
     count = model["vocab"]
     spelled = reader.text_column()
@@ -112,26 +115,30 @@ def _put_merges(frame: Any, reader: Reader) -> bytes:
     tokens: list[str | None] = [None] * count
     for i, token in zip(literal.tolist(), spelled, strict=True):
         tokens[i] = token
-    free = (i for i in range(count) if tokens[i] is None)
-    vacant = list(free)
+    vacant = (i for i in range(count) if tokens[i] is None)
     known = set(spelled)
     pairs: list[tuple[str, str]] = []
+    room = reader.room
     for l, r in zip(left, right, strict=True):
         a, b = tokens[l], tokens[r]
         if a is None or b is None:
             raise FormatError("section 'tokenizer': a merge of tokens that are not there yet")
-        reader.spend(2 * (len(a) + len(b)))
+        text = a + b
+        room -= 2 * len(text)
+        if room < 0:
+            break
         pairs.append((a, b))
-        if (text := a + b) not in known:
+        if text not in known:
             known.add(text)
-            tokens[vacant[len(known) - len(spelled) - 1]] = text
+            tokens[next(vacant)] = text
+    reader.spend(reader.room - room)
     if None in tokens:
         raise FormatError("section 'tokenizer': tokens that nothing makes")
     ids = ids or list(range(count))
     model["vocab"] = {tokens[i]: ids[i] for i in order or range(count)}
     if "merges" in model:
         model["merges"] = [f"{a} {b}" for a, b in pairs] if model["merges"] == "spaced" else pairs
-    return dump(frame)
+    return frame
 
 
 def _take_scores(frame: Any, model: Any, vocabulary: list[Any]) -> tuple[bytes, str, list[bytes]]:
@@ -148,12 +155,12 @@ def _take_scores(frame: Any, model: Any, vocabulary: list[Any]) -> tuple[bytes, 
     )
 
 
-def _put_scores(frame: Any, reader: Reader) -> bytes:
+def _put_scores(frame: Any, reader: Reader) -> dict[str, Any]:
     tokens = reader.text_column()
     values = reader.column(signed=False)
     scores = values.view("<f4" if values.itemsize == 4 else "<f8").astype(np.float64).tolist()
     frame["model"]["vocab"] = [list(pair) for pair in zip(tokens, scores, strict=True)]
-    return dump(frame)
+    return frame
 
 
-_METHODS: dict[str, Callable[[Any, Reader], bytes]] = {"merges": _put_merges, "scores": _put_scores}
+_METHODS: dict[str, Callable[[Any, Reader], dict[str, Any]]] = {"merges": _put_merges, "scores": _put_scores}

@@ -68,13 +68,16 @@ def open_engine(
     context: int | None = None,
     kind: str = "auto",
     cache: str | None = None,
+    keep: bool | None = None,
 ) -> Engine:
     """The engine for a file.
 
     kind: "auto" (native where it serves the architecture, else torch if that is installed), "native" or
     "torch". threads: default chosen by the engine. context: longest text of a session in tokens, default the
     model's own. cache: how the native engine keeps keys and values, "int8" (default) or "bf16"; the torch engine
-    takes none. `UnsupportedError` where no engine can compute the file, saying why for each.
+    takes none. keep: leave what opening unpacked in a file for the next opening (native only), by default where
+    the environment's SPRAT_KEEP_UNPACKED is 1. `UnsupportedError` where no engine can compute the file, saying
+    why for each.
     """
     if kind not in KINDS:
         raise SpratError(f"unknown engine {kind!r}{nearest(kind, KINDS)}: one of {', '.join(KINDS)}")
@@ -83,7 +86,7 @@ def open_engine(
     if kind == "torch":
         return _torch(artifact, threads, context, "it was asked for", cache)
     try:
-        return _native(artifact, threads, context, cache)
+        return _native(artifact, threads, context, cache, keep)
     except UnsupportedError as error:
         if kind == "native":
             raise
@@ -100,10 +103,12 @@ def why(engine: Engine) -> str:
     return getattr(engine, "why", "")
 
 
-def _native(artifact: Artifact, threads: int | None, context: int | None, cache: str | None) -> Engine:
+def _native(
+    artifact: Artifact, threads: int | None, context: int | None, cache: str | None, keep: bool | None
+) -> Engine:
     from sprat.run.native import NativeEngine
 
-    return NativeEngine(artifact, threads=threads, context=context, cache=cache)
+    return NativeEngine(artifact, threads=threads, context=context, cache=cache, keep=keep)
 
 
 def _torch(

@@ -7,6 +7,7 @@ read reaches with as many threads, says how near an engine is to what the machin
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import time
@@ -54,7 +55,9 @@ class Measurement:
     bandwidth_share: float | None  #: bytes a token x tokens a second / bandwidth
     bandwidth_array_bytes: int
     resident_bytes: int  #: of the whole process, the file open for the first time and a session at work
-    engine_bytes: dict[str, int] | None  #: what of it the engine counts as its own, where it does
+    imported_bytes: int  #: of the process before the file was opened: Python and its libraries
+    engine_bytes: dict[str, int] | None  #: what the engine counts as its own, where it does
+    resident_ratio: float | None  #: (resident - imported) / the sum of engine_bytes
     spread: dict[str, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,10 +72,12 @@ def measure(
     runs: int = 5,
     progress: Progress = silent,
     cache: str | None = None,
+    keep: bool | None = None,
 ) -> tuple[Measurement, Engine]:
     """Measure `file`; also the engine, still open. Takes some seconds on an idle machine.
 
-    threads, context, kind, cache: as for `open_engine`. `RequestError` where the context leaves nothing to measure.
+    threads, context, kind, cache, keep: as for `open_engine`. `RequestError` where the context leaves nothing to
+    measure.
     """
     if runs < 1:
         raise RequestError(f"runs must be at least 1, not {runs}", "runs")
@@ -81,10 +86,13 @@ def measure(
     first: list[float] = []
     engine: Engine | None = None
     resident: tuple[int, dict[str, int] | None] | None = None
+    for name in ("coding.container", "run.native", "run.tokenizer"):
+        importlib.import_module(f"sprat.{name}")
+    imported = resident_bytes()
     for i in range(OPENS):
         engine = None  # the one before makes room
         gc.collect()
-        engine, to_open, to_first, now = _open(file, threads, context, kind, cache)
+        engine, to_open, to_first, now = _open(file, threads, context, kind, cache, keep)
         resident = resident or now  # what later ones leave behind is not the file's
         opened.append(to_open)
         first.append(to_first)
@@ -128,7 +136,9 @@ def measure(
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
         bandwidth_array_bytes=ARRAY_BYTES,
         resident_bytes=resident[0],
+        imported_bytes=imported,
         engine_bytes=resident[1],
+        resident_ratio=None if not resident[1] else (resident[0] - imported) / sum(resident[1].values()),
         spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},
     )
     return made, engine
@@ -152,7 +162,12 @@ def resident_bytes() -> int:
 
 
 def _open(
-    file: str | Path, threads: int | None, context: int | None, kind: str, cache: str | None
+    file: str | Path,
+    threads: int | None,
+    context: int | None,
+    kind: str,
+    cache: str | None,
+    keep: bool | None,
 ) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
     """The engine, seconds until it was open, until the first token was there, and the memory by then."""
     from sprat.coding.container import open as open_artifact
@@ -160,7 +175,7 @@ def _open(
 
     started = time.perf_counter()
     artifact = open_artifact(file)
-    engine = open_engine(artifact, threads, context, kind, cache)
+    engine = open_engine(artifact, threads, context, kind, cache, keep)
     to_open = time.perf_counter() - started
     ids = open_tokenizer(artifact).encode("Once upon a time")[: engine.context - 1]
     session = engine.session()

@@ -64,7 +64,9 @@ class NativeEngine:
     threads: how many compute, by default as many as the process may use (at most 16). context: longest text
     of a session, by default the model's own. activations: see ACTIVATIONS; by default the environment's
     SPRAT_ACTIVATIONS or int8. cache: how keys and values are kept, one of `architecture.CACHES`, by default the
-    first; float activations keep them in float32. SPRAT_KERNEL names a kernel (auto, avx512, avx2, neon, portable).
+    first; float activations keep them in float32. keep: leave what opening unpacked in a file that the next
+    opening reads, by default where the environment's SPRAT_KEEP_UNPACKED is 1. SPRAT_KERNEL names a kernel (auto,
+    avx512, avx2, neon, portable).
 
     Raises `SpratError` for an architecture that it does not serve, `FormatError` for a file whose tensors do
     not fit its config.
@@ -79,6 +81,7 @@ class NativeEngine:
         context: int | None = None,
         activations: str | None = None,
         cache: str | None = None,
+        keep: bool | None = None,
     ) -> None:
         self.architecture = architecture(artifact.config)
         self.vocabulary: int = self.architecture.shape["vocabulary"]
@@ -102,7 +105,9 @@ class NativeEngine:
             zip(self.architecture.windows, self.architecture.rope, strict=True)
         ):
             self._model.set_layer(i, window, rope)
-        load(self._model, artifact, self.architecture, self.threads)
+        if keep is None:
+            keep = os.environ.get("SPRAT_KEEP_UNPACKED") == "1"
+        load(self._model, artifact, self.architecture, self.threads, keep)
         self._sessions: weakref.WeakSet[NativeSession] = weakref.WeakSet()
 
     @property

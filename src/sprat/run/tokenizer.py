@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tokenizers import Tokenizer
 
+from sprat import _core
+from sprat.coding.tokenizer import unpack, unpack_parsed
 from sprat.errors import FormatError, SourceError
+from sprat.run.backend import build
 
 if TYPE_CHECKING:
     from sprat.coding.container import Artifact
 
 #: A chat message: {"role": "user" | "assistant" | "system", "content": text}.
 Message = dict[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,29 +149,35 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
 
 def open_tokenizer(artifact: Artifact) -> TextTokenizer:
     """The tokenizer of a file, with the ids that end a text."""
-    return from_files(tokenizer_files(artifact), artifact.config)
+    made = from_files(_files(artifact, unpack_parsed), artifact.config)
+    _core.trim_memory()
+    return made
 
 
 def tokenizer_files(artifact: Artifact) -> dict[str, bytes]:
     """The tokenizer as the original had it: tokenizer.json and what stands beside it."""
+    return _files(artifact, unpack)
+
+
+def _files(artifact: Artifact, unpacked: Callable[[bytes], T]) -> dict[str, bytes] | T:
     files = artifact.tokenizer
     if "tokenizer.json" in files:
         return files
-    from sprat.coding.tokenizer import unpack
-
     if "packed" not in files:
         raise FormatError("section 'tokenizer': the file holds no tokenizer")
-    return unpack(files["packed"])
+    return unpacked(files["packed"])
 
 
-def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer:
-    """From tokenizer.json and what stands beside it (chat_template.jinja, generation_config.json, …)."""
+def from_files(files: Mapping[str, bytes | dict[str, Any]], config: dict[str, Any]) -> TextTokenizer:
+    """From tokenizer.json (bytes, or parsed) and what stands beside it (chat_template.jinja, …)."""
     if "tokenizer.json" not in files:
         raise FormatError("section 'tokenizer': no tokenizer.json in it")
+    whole = files["tokenizer.json"]
+    rest = {name: part for name, part in files.items() if isinstance(part, bytes)}
     try:
-        backend = Tokenizer.from_str(files["tokenizer.json"].decode())
-        settings = _json(files, "tokenizer_config.json")
-        generation = _json(files, "generation_config.json")
+        backend = Tokenizer.from_str(whole.decode()) if isinstance(whole, bytes) else build(whole)
+        settings = _json(rest, "tokenizer_config.json")
+        generation = _json(rest, "generation_config.json")
     except Exception as error:  # tokenizers raises a bare Exception
         raise FormatError(f"section 'tokenizer': {error}") from error
     # Whoever wrote the tokenizer may have left its training-time settings on.
@@ -177,8 +187,8 @@ def from_files(files: dict[str, bytes], config: dict[str, Any]) -> TextTokenizer
         name: _token(value) for name, value in settings.items() if name.endswith("_token") and _token(value)
     }
     template = (
-        files["chat_template.jinja"].decode()
-        if "chat_template.jinja" in files
+        rest["chat_template.jinja"].decode()
+        if "chat_template.jinja" in rest
         else settings.get("chat_template")
     )
     if isinstance(template, list):  # several named templates

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sprat import _core
 from sprat.coding.tensors import Entry, Lattice
-from sprat.errors import FormatError, nearest
-from sprat.run.architecture import Architecture, Place
+from sprat.errors import FormatError, SpratError, nearest
+from sprat.run.architecture import Architecture
+from sprat.run.unpacked import Piece, Unpacked
 
 if TYPE_CHECKING:
     from sprat.coding.container import Artifact
@@ -20,22 +22,42 @@ if TYPE_CHECKING:
 _DENSE_STEPS = 32639
 
 
-def load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> None:
-    """Decode and pack every tensor, several at a time, each matrix freed as soon as it is packed."""
-    absent, parts = dict(arch.places), {}
-    arena = _core.Arena()
-    vectors: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
+def load(model: Any, artifact: Artifact, arch: Architecture, threads: int, keep: bool = False) -> None:
+    """Every tensor of the file into `model`. keep: what unpacking gives stays in a file for the next time."""
+    stored = Unpacked(artifact.digest, threads) if keep else None
+    if stored and (pieces := stored.read(threads)) is not None:
+        # Whoever wrote that file, what does not fit this model is unpacked again; it then replaces every part.
+        with suppress(SpratError, ValueError, TypeError, LookupError):
+            _assemble(model, arch, pieces)
+            return
+    pieces = _unpack(artifact, arch, threads)
+    _assemble(model, arch, pieces)
+    if stored:
+        stored.write(pieces)
 
-    def read(name: str) -> list[tuple[Place, list[str], Any]]:
+
+def _unpack(artifact: Artifact, arch: Architecture, threads: int) -> list[Piece]:
+    """Decode and pack every tensor, several at a time, each matrix freed as soon as it is packed."""
+    arena = _core.Arena()
+
+    def read(name: str) -> list[Piece]:
         return list(_parts(artifact.entry(name), arch, threads, arena))
 
     # The vocabulary's matrices are the largest: first, so that no thread is left with one at the end.
     names = sorted(artifact.names, key=lambda name: not ("embed" in name or "lm_head" in name))
     with ThreadPoolExecutor(threads) as pool:
-        found = [piece for pieces in pool.map(read, names) for piece in pieces]
+        pieces = [piece for found in pool.map(read, names) for piece in found]
     artifact.release_pages()
     _core.trim_memory()
-    for place, maps, content in found:
+    return pieces
+
+
+def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> None:
+    """Give each part of the model its pieces; every map of the architecture must be there once."""
+    absent, parts = dict(arch.places), {}
+    vectors: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
+    for maps, content in pieces:
+        place = arch.places[maps[0]]
         for name in maps:
             if name not in absent:
                 raise FormatError(f"tensor {name!r} is there twice")
@@ -60,10 +82,8 @@ def load(model: Any, artifact: Artifact, arch: Architecture, threads: int) -> No
         model.set_vector(layer, part, whole + np.float32(arch.norm_offset) if "norm" in part else whole)
 
 
-def _parts(
-    entry: Entry, arch: Architecture, threads: int, arena: Any
-) -> Iterator[tuple[Place, list[str], Any]]:
-    """(place, names, packed matrix or float32 vector) of what an entry holds: one a linear map it serves."""
+def _parts(entry: Entry, arch: Architecture, threads: int, arena: Any) -> Iterator[Piece]:
+    """(names, packed matrix or float32 vector) of what an entry holds: one a linear map it serves."""
     columns = 0 if len(entry.tensor.shape) < 2 else entry.tensor.shape[1]
     for name, rows in zip(entry.maps, entry.rows, strict=True):
         if name not in arch.places:
@@ -72,7 +92,7 @@ def _parts(
         if entry.transposed or arch.places[name].shape != shape or len(entry.tensor.shape) > 2:
             raise FormatError(f"tensor {name!r} is {shape}, the config asks for {arch.places[name].shape}")
     if not columns:
-        yield arch.places[entry.maps[0]], list(entry.maps), entry.tensor.dense()
+        yield list(entry.maps), entry.tensor.dense()
         return
     lattice = entry.tensor if isinstance(entry.tensor, Lattice) else None
     if lattice is None:
@@ -97,7 +117,7 @@ def _parts(
     for names, first, end in runs:
         place = arch.places[names[0]]
         packed = _core.pack(q[first:end], row[first:end], column, place.offset, threads, arena)
-        yield place, names, packed
+        yield names, packed
 
 
 def _as_integers(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
