@@ -5,7 +5,7 @@ source  →  sense  →  level  →  methods  →  coding  →  .sprat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch
 
 from sprat import budgets as bounds
 from sprat import job as jobs
-from sprat.coding.container import Assembled
 from sprat.coding.ledger import Ledger
 from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.job import Job
@@ -116,7 +115,8 @@ def fit(
     if job.recipe.heal:
         fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
-    used = _weigh(job, limits)(fitted.rounded, fitted.file) / limits.target
+    memory = _memory(job, limits, fitted.rounded)
+    used = limits.weight(fitted.file.nbytes, memory) / limits.target
     if used < search.LEAST:
         job.warnings.append(f"the result uses {used:.1%} of the budget; no level was found between")
     with job.stage("writing"):
@@ -132,7 +132,7 @@ def fit(
         job.seconds,
         job.warnings,
         ledger,
-        limits.memory({**job.targets.dense(), **fitted.rounded.entries}, torch.get_num_threads()),
+        memory,
     )
 
 
@@ -193,7 +193,7 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
                 predicted_bytes,
                 overhead,
                 lambda level: jobs.build(job, level),
-                _weigh(job, limits),
+                lambda rounded, file: limits.weight(file.nbytes, _memory(job, limits, rounded)),
             )
         predicted = predict.predicted_kl(spreads, fitted.level, curve(job.recipe))
         with job.stage("check"):
@@ -206,9 +206,8 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
         attempt += 1
 
 
-def _weigh(job: Job, limits: Limits) -> Callable[[Rounded, Assembled], int]:
-    dense, threads = job.targets.dense(), torch.get_num_threads()
-    return lambda rounded, file: limits.weight(rounded, file, dense, threads)
+def _memory(job: Job, limits: Limits, rounded: Rounded) -> int | None:
+    return limits.memory({**job.targets.dense(), **rounded.entries}, torch.get_num_threads())
 
 
 def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import BudgetError
-from sprat.level.rounding import Rounded
 from sprat.run.price import weights_bytes
 from sprat.sizes import format_bytes
 
@@ -38,11 +36,10 @@ class Limits:
         """Bytes that running takes; None where that is not limited."""
         return None if self.ram is None else self.cache + weights_bytes(entries, threads)
 
-    def weight(self, rounded: Rounded, file: Assembled, dense: Mapping[str, Entry], threads: int) -> int:
-        """The limit that is nearer to being reached, in bytes of `target`."""
-        shares = [] if self.file is None else [file.nbytes / self.file]
+    def weight(self, nbytes: int, memory: int | None) -> int:
+        """The limit that is nearer to being reached, in bytes of `target`, by a file and what running it takes."""
+        shares = [] if self.file is None else [nbytes / self.file]
         if self.ram is not None:
-            memory = self.memory({**dense, **rounded.entries}, threads)
             assert memory is not None
             shares.append(memory / self.ram)
         return math.ceil(max(shares) * self.target)
