@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from random_llama import tiny
 from sprat.prove.breakdown import QUARTERS, by_frequency, by_position
 from sprat.prove.layers import by_layer
 from sprat.prove.metrics import Scores, compare
 from sprat.prove.text import Contexts
-from test_metrics import tiny
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from random_llama import tiny
 from sprat.errors import ProofError
 from sprat.prove.generations import diverge, greedy
 from sprat.prove.text import Contexts
-from test_metrics import tiny
 
 TOKENIZER = SimpleNamespace(
     decode=lambda ids: " ".join(map(str, ids)), token_text=str, eos_ids=frozenset({96})

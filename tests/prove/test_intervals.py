@@ -76,5 +76,10 @@ def test_draws_with_nothing_in_them_do_not_count_and_json_has_no_infinity():
     sums = np.array([[3.0, 10], [0, 0], [0, 0], [2, 10]])
     found = estimate(sums, resample(sums, 500, seed=1), mean)
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.2, 0.3))
-    assert Estimate(1.0, -np.inf, np.inf).to_json() == {"value": 1.0, "low": None, "high": None, "level": 0.95}
+    assert Estimate(1.0, -np.inf, np.inf).to_json() == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "level": 0.95,
+    }
     assert Estimate(1.0, 0.5, 2).excludes(0.4) and not Estimate(1.0, 0.5, 2).excludes(0.5)

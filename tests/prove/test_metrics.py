@@ -6,20 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from random_llama import tiny
 from sprat.errors import ProofError
 from sprat.prove.metrics import compare, distribution, summarise
 from sprat.prove.text import Contexts
-
-
-def tiny(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +73,9 @@ def test_progress_and_inputs_are_left_alone(contexts):
 
 def test_a_short_context_is_scored_as_if_it_stood_alone(contexts):
     lengths = np.array([24, 17, 24, 14, 24])
-    padded = replace(contexts, ids=np.where(np.arange(24) < lengths[:, None], contexts.ids, 0), lengths=lengths)
+    padded = replace(
+        contexts, ids=np.where(np.arange(24) < lengths[:, None], contexts.ids, 0), lengths=lengths
+    )
     scores, full = (compare(tiny(0), tiny(1), c) for c in (padded, contexts))
     assert padded.mask.sum(axis=1).tolist() == [11, 4, 11, 1, 11]
     np.testing.assert_allclose(scores.kl, np.where(padded.mask, full.kl, 0), rtol=1e-4)

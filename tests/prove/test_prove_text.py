@@ -86,8 +86,13 @@ def test_documents_are_what_the_strongest_mark_separates(content, documents):
 def test_no_context_spans_two_documents_and_each_knows_its_own():
     documents = ["a" * 100, "b" * 33, "c" * 9, "d" * 20]
     contexts = cut(TOKENIZER, text("\f".join(documents)), length=32, skip=15, tokens=10**6)
-    words = [TOKENIZER.decode(row[:n].tolist()) for row, n in zip(contexts.ids, contexts.lengths, strict=True)]
-    assert words == ["a" * 32] * 3 + ["b" * 32, "d" * 20]  # what is left of a document is left out, a short one not
+    words = [
+        TOKENIZER.decode(row[:n].tolist()) for row, n in zip(contexts.ids, contexts.lengths, strict=True)
+    ]
+    assert words == ["a" * 32] * 3 + [
+        "b" * 32,
+        "d" * 20,
+    ]  # what is left of a document is left out, a short one not
     assert contexts.documents.tolist() == [0, 0, 0, 1, 3]
     assert contexts.bytes_scored.tolist() == [16, 16, 16, 16, 4]
     assert contexts.mask.sum(axis=1).tolist() == [16, 16, 16, 16, 4]
@@ -129,7 +134,9 @@ def test_tokens_that_do_not_give_the_text_back_are_told():
 
 
 def test_too_short_a_text_says_how_much_it_lacks():
-    with pytest.raises(ProofError, match="document has 5 tokens, and the first 257 of a context are not scored"):
+    with pytest.raises(
+        ProofError, match="document has 5 tokens, and the first 257 of a context are not scored"
+    ):
         cut(TOKENIZER, text("hello"), length=512, skip=256, tokens=20480)
 
 
