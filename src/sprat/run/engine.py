@@ -57,6 +57,10 @@ class Engine(Protocol):
         """
         ...
 
+    def step_all(self, session: Session, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids` (at least one token) to a session: float32 (len(ids), vocabulary), the logits behind each."""
+        ...
+
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 (len(ids), vocabulary) of a text of its own: row i is what follows ids[: i + 1]."""
         ...

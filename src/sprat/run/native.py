@@ -149,11 +149,15 @@ class NativeEngine:
         """
         return self._step(sessions, ids, len(sessions), False)
 
+    def step_all(self, session: Any, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids` to a session: float32 (len(ids), vocabulary), the logits behind each token."""
+        return self._step([session], [ids], len(ids), True)
+
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Float32 (len(ids), vocabulary): the logits behind each token of a text of its own."""
         session = self.session(min(max(1, len(ids)), self.context))
         try:
-            return self._step([session], [ids], len(ids), True)
+            return self.step_all(session, ids)
         finally:
             session.close()
 

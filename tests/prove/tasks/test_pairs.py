@@ -50,7 +50,9 @@ def slow_score(lost, won, n, difference):
     return (won - lost - n * difference) / math.sqrt(n * (2 * best + difference * (1 - difference)))
 
 
-@pytest.mark.parametrize(("lost", "won", "n"), [(0, 0, 30), (4, 1, 50), (1, 9, 44), (0, 5, 20), (20, 20, 100)])
+@pytest.mark.parametrize(
+    ("lost", "won", "n"), [(0, 0, 30), (4, 1, 50), (1, 9, 44), (0, 5, 20), (20, 20, 100)]
+)
 def test_the_ends_of_tangos_interval_are_just_not_rejected(lost, won, n):
     found = tango(lost, won, n)
     assert found.low < found.value == (won - lost) / n < found.high
