@@ -57,8 +57,8 @@ class Engine(Protocol):
         """
         ...
 
-    def step_all(self, session: Session, ids: Sequence[int]) -> np.ndarray:
-        """Append `ids` (at least one token) to a session: float32 (len(ids), vocabulary), the logits behind each."""
+    def step_all(self, sessions: Sequence[Session], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As `step`, with the logits behind every token: float32 (len(ids[i]), vocabulary) for each i."""
         ...
 
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:

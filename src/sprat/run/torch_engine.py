@@ -80,20 +80,15 @@ class TorchEngine:
         return TorchSession(check_context(context, self.context))
 
     def step(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> np.ndarray:
-        if len(sessions) != len(ids):
-            raise RequestError(f"{len(sessions)} sessions, but {len(ids)} lists of tokens")
-        if len({id(session) for session in sessions}) != len(sessions):
-            raise RequestError("a session stands twice in one step")
-        for session, new in zip(sessions, ids, strict=True):  # all or none: none moves before all are right
-            self._check_open(session, new)
+        self._check_open(sessions, ids)
         out = np.empty((len(sessions), self.vocabulary), np.float32)
         for row, session, new in zip(out, sessions, ids, strict=True):
             row[:] = self._append(session, new, last=True)[-1]
         return out
 
-    def step_all(self, session: Any, ids: Sequence[int]) -> np.ndarray:
-        self._check_open(session, ids)
-        return self._append(session, ids, last=False)
+    def step_all(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        self._check_open(sessions, ids)
+        return [self._append(session, new, last=False) for session, new in zip(sessions, ids, strict=True)]
 
     def _append(self, session: Any, ids: Sequence[int], last: bool) -> np.ndarray:
         """float32 (1 if last else len(ids), vocabulary)."""
@@ -122,10 +117,16 @@ class TorchEngine:
             )
         return out.logits[0].float().numpy()
 
-    def _check_open(self, session: Any, ids: Sequence[int]) -> None:
-        self._check(ids, session.length, session.context)
-        if session.cache is None:
-            raise RequestError("the session is closed")
+    def _check_open(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
+        """All or none: no session moves before all are right."""
+        if len(sessions) != len(ids):
+            raise RequestError(f"{len(sessions)} sessions, but {len(ids)} lists of tokens")
+        if len({id(session) for session in sessions}) != len(sessions):
+            raise RequestError("a session stands twice in one step")
+        for session, new in zip(sessions, ids, strict=True):
+            self._check(new, session.length, session.context)
+            if session.cache is None:
+                raise RequestError("the session is closed")
 
     def _check(self, ids: Sequence[int], length: int, context: int) -> None:
         if not ids:

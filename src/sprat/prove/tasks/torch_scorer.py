@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _TOKENS, _LOGITS = 512, 1 << 25
 #: A shared context shorter than this is read again for each of its continuations, in a batch with others.
 _SHARED = 16
+#: Rows of logits in full precision at once.
+_ROWS = 64
 
 
 class TorchScorer:
@@ -103,12 +105,17 @@ class TorchScorer:
         """From logits (at least len(continuation), vocabulary)."""
         import torch
 
-        rows = logits[: len(continuation)].float()
+        total, greedy = 0.0, True
         targets = torch.tensor(continuation)
-        logprobs = rows.log_softmax(-1).gather(1, targets[:, None])
-        if not logprobs.isfinite().all():
-            raise ProofError(f"the {self._name} model gave logits that are not finite: nothing was measured")
-        return Answer(float(logprobs.double().sum()), bool((rows.argmax(-1) == targets).all()))
+        for rows, right in zip(logits[: len(targets)].split(_ROWS), targets.split(_ROWS), strict=True):
+            logprobs = rows.float().log_softmax(-1).gather(1, right[:, None])
+            if not logprobs.isfinite().all():
+                raise ProofError(
+                    f"the {self._name} model gave logits that are not finite: nothing was measured"
+                )
+            total += float(logprobs.double().sum())
+            greedy = greedy and bool((rows.argmax(-1) == right).all())
+        return Answer(total, greedy)
 
     def write(self, ids: Sequence[int], most: int, stop: Callable[[list[int]], bool]) -> list[int]:
         import torch
