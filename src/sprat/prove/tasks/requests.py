@@ -75,13 +75,13 @@ class Words:
         if not context:
             tokens = self.encode(continuation, False)
             front, tokens = (
-                ([self._opening()], tokens) if tokens[:1] != [self.opening] else (tokens[:1], tokens[1:])
+                ([self.begin()], tokens) if tokens[:1] != [self.opening] else (tokens[:1], tokens[1:])
             )
         else:
             bare = context.rstrip()
             front, whole = self.encode(bare, True), self.encode(context + continuation, True)
             tokens = whole[len(front) :]
-            front = front or [self._opening()]
+            front = front or [self.begin()]
         if not tokens:
             raise ProofError(
                 f"{continuation!r} behind {context[-40:]!r} is no token of its own: it cannot be scored"
@@ -92,7 +92,8 @@ class Words:
             )
         return Request(tuple(front[-(limit + 1 - len(tokens)) :]), tuple(tokens))
 
-    def _opening(self) -> int:
+    def begin(self) -> int:
+        """`opening`; `ProofError` where there is none."""
         if self.opening is None:
             raise ProofError(
                 "this model's tokenizer names no token that begins or ends a text: give every question a context"
