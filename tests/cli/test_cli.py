@@ -1,6 +1,7 @@
 """The command line, through `main`: what it prints, what it refuses, and with which words."""
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
@@ -211,6 +212,15 @@ def test_prove_prints_figures_with_intervals(run, tiny, tmp_path):
     said = json.loads(out)
     assert said == json.loads((tmp_path / "proof" / "result.json").read_text("utf-8"))
     assert len(said["generations"]["prompts"]) == 8
+    assert "sprat prove --replay" in (tmp_path / "proof" / "README.md").read_text("utf-8")
+    assert "<html" in (tmp_path / "proof" / "index.html").read_text("utf-8")
+    questions = tmp_path / "piqa.jsonl"
+    row = {"goal": "the cat sat on", "sol1": "the mat", "sol2": "a fish", "label": 0}
+    questions.write_text((json.dumps(row) + "\n") * 12)
+    status, out, _ = run(*argv, "--no-speed", "--tasks", questions, "--items", "10")
+    assert status == 0
+    assert re.search(r"piqa +\d+\.0 % +\d+\.\d to \d+\.\d\n +of the original +\d", out)
+    assert re.search(r"difference \(\d+ lost, \d+ won, p = ", out)
     assert "energy_note" not in said["cost"]
     assert said["schema"] == "sprat.proof/2"
     assert said["file"]["bytes"] == tiny.file.stat().st_size

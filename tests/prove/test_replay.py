@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import sprat
@@ -10,12 +11,24 @@ from sprat.cli.main import main
 from sprat.errors import ProofError
 from sprat.prove.proof import SCHEMA
 from sprat.prove.replay import Row, flatten, load, replay
-from tiny_model import save_model, write_file
+from tiny_model import SENTENCES, save_model, write_file
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
+
+
+def questions(path, seed):
+    """Questions of random words, in PIQA's fields."""
+    random, words = np.random.default_rng(seed), SENTENCES.split()
+
+    def text():
+        return " ".join(random.choice(words, size=4))
+
+    rows = [{"goal": text(), "sol1": text(), "sol2": text(), "label": int(i % 2)} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +40,15 @@ def saved(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPRAT_CACHE", str(root / "cache"))
         sprat.prove(
-            root / tiny.file.name, tiny.folder, root / tiny.text.name, 640, 32, generations=2, layers=True
+            root / tiny.file.name,
+            tiny.folder,
+            root / tiny.text.name,
+            640,
+            32,
+            generations=2,
+            layers=True,
+            tasks=[questions(root / "piqa.jsonl", 1), questions(root / "more.jsonl", 2)],
+            items=20,
         ).save(root / "proof")
     return root
 
@@ -54,6 +75,7 @@ def test_a_record_holds_where_nothing_changed(record):
     for name in ("kl", "kl_max", "probability_shift_rms", "kl at 17 to 18", "kl of layer 1 alone"):
         assert name in names
     assert "kl of the rarest quarter" in names and "tokens until generations differ" in names
+    assert "piqa: accuracy_compressed" in names and "more: difference" in names
 
 
 def test_a_figure_that_moved_is_within_its_interval_or_different(record, capsys):
@@ -105,6 +127,23 @@ def test_a_missing_part_is_named_with_how_to_give_it(record, part, path, message
     assert replay(record, **({"file": where} if part == "file" else {"text": [where]})).holds
 
 
+def test_a_missing_or_changed_task_is_named_with_how_to_give_it(record, saved):
+    def elsewhere(said):
+        said["settings"]["tasks"][1] = said["tasks"][1]["source"]["path"] = "nowhere/absent.jsonl"
+
+    rewrite(record, elsewhere)
+    with pytest.raises(
+        ProofError, match=r"the record's task nowhere/absent.jsonl is missing .* --tasks FILE"
+    ):
+        replay(record)
+    mine = [str(saved / "piqa.jsonl"), str(saved / "more.jsonl")]
+    assert replay(record, tasks=mine).holds
+    with pytest.raises(ProofError, match=r"piqa.jsonl is not the record's task: its sha256 is"):
+        replay(record, tasks=[mine[0], mine[0]])
+    with pytest.raises(ProofError, match="the record has 2 tasks in files, and 1 are given"):
+        replay(record, tasks=mine[:1])
+
+
 def test_a_missing_model_is_named_with_how_to_give_it(record, tiny, capsys):
     rewrite(record, lambda said: said["against"].update(ref="/nowhere/model"))
     assert main(["prove", "--replay", str(record)]) == 2
@@ -127,7 +166,7 @@ def test_another_text_or_model_is_refused(record, tmp_path):
     other.write_text("another text, " * 2000)
     with pytest.raises(ProofError, match="is not the record's text: its sha256 is"):
         replay(record, text=[other])
-    with pytest.raises(ProofError, match="the record has 1 texts and 2 are given"):
+    with pytest.raises(ProofError, match="the record has 1 texts in files, and 2 are given"):
         replay(record, text=[other, other])
     with pytest.raises(
         ProofError, match=r"is not the record's model original: its hash is .*--against MODEL"

@@ -74,6 +74,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"let both models continue N pieces of the text (default {_GENERATIONS} with --report, else 0)",
     )
+    parser.add_argument(
+        "--tasks",
+        metavar="TASK",
+        action="append",
+        help="questions for both: a JSON-lines file, or a task of lm-evaluation-harness; may be given several times",
+    )
+    parser.add_argument("--items", type=whole, metavar="N", help="at most N questions of each task")
     parser.add_argument("--no-speed", action="store_true", help="do not measure how fast the file runs here")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the bootstrap (default 0)")
     parser.add_argument(
@@ -106,6 +113,8 @@ def execute(arguments: argparse.Namespace) -> None:
             layers=arguments.layers,
             generations=generations if arguments.generations is None else arguments.generations,
             speed=not arguments.no_speed,
+            tasks=arguments.tasks or (),
+            items=arguments.items,
             progress=progress,
         )
     if arguments.report is not None:
@@ -124,7 +133,12 @@ def _replay(arguments: argparse.Namespace) -> None:
 
     with terminal.bars() as progress:
         again = replay(
-            arguments.replay, arguments.file, arguments.against, arguments.text or (), progress=progress
+            arguments.replay,
+            arguments.file,
+            arguments.against,
+            arguments.text or (),
+            arguments.tasks or (),
+            progress,
         )
     if arguments.report is not None:
         again.proof.save(arguments.report)
@@ -186,6 +200,12 @@ def _show(proof: Proof) -> None:
     add("  difference", m.bits_per_byte_difference, 4)
     if proof.generations is not None:
         add("tokens until generations differ", proof.generations["divergence"], 1)
+    for task in proof.tasks or []:
+        for name, key in ((task["name"], "accuracy_compressed"), ("  of the original", "accuracy_original")):
+            rows.append((name, f"{100 * task[key]['value']:.1f} %", _ends(task[key])))
+        flips = task["flips"]
+        changed = f"  difference ({flips['lost']} lost, {flips['won']} won, p = {task['mcnemar_p']:.2g})"
+        rows.append((changed, f"{100 * task['difference']['value']:+.1f} %", _ends(task["difference"])))
     if "decode_tokens_per_second" in c:
         rows.append(
             ("written here", f"{c['decode_tokens_per_second']:.0f} tokens/s", f"{c['threads']} threads")
@@ -208,6 +228,10 @@ def _show(proof: Proof) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _ends(figure: dict[str, Any]) -> str:
+    return "" if figure["low"] is None else f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
 
 
 def _figure(estimate: Estimate, places: int, scale: float = 1) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -58,12 +56,13 @@ class Proof:
 
     def save(self, folder: str | Path) -> None:
         """Write result.json, and README.md and index.html made from it, into `folder`."""
+        from sprat.prove.report import write
+
         place, result = Path(folder), self.to_json()
         place.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (place / RESULT).write_text(text, encoding="utf-8")
-        if importlib.util.find_spec("sprat.prove.report") is not None:
-            importlib.import_module("sprat.prove.report").write(result, place)
+        write(result, place)
 
 
 def prove(
@@ -81,6 +80,8 @@ def prove(
     layers: bool = False,
     generations: int = 0,
     speed: bool = False,
+    tasks: Sequence[str] = (),
+    items: int | None = None,
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`, or several.
 
@@ -90,19 +91,23 @@ def prove(
     2), so that every scored token has that much in front of it. dtype: what both models are computed in;
     bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3.
     layers: also measure each layer alone. generations: let both models continue that many pieces of the text.
-    speed: also measure, in a process of its own, what running the file takes here.
+    speed: also measure, in a process of its own, what running the file takes here. tasks, items: questions for both
+    models, as `sprat.prove.tasks.run.run_tasks` takes them.
     Raises `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
     from sprat.coding.parts import by_kind, parts
     from sprat.prove.figures import measure
     from sprat.prove.remembered import remember
+    from sprat.prove.tasks.run import run_tasks
     from sprat.run.model import to_torch
     from sprat.run.tokenizer import TextTokenizer, open_tokenizer
 
     started = time.perf_counter()
     tokens, skip = 40 * context if tokens is None else tokens, context // 2 if skip is None else skip
-    settings = Settings(tokens, context, skip, dtype, seed, resamples, layers, generations, speed)
+    settings = Settings(
+        tokens, context, skip, dtype, seed, resamples, layers, generations, speed, tuple(tasks), items
+    )
     names = [text] if isinstance(text, str | Path) else list(text)
     sample = [texts.read(name) for name in names]
     artifact = open_artifact(Path(file))
@@ -122,6 +127,10 @@ def prove(
     seen = honesty.calibration_overlap(artifact.provenance, sample)
     warnings = [found.reason] if found.reason else []
     warnings += honesty.warnings(contexts, tokens // context, dtype, found.metrics.kl, seen)
+    answers = None
+    if settings.tasks:
+        del compressed  # the engine that answers makes its own of the file
+        answers = run_tasks(source, artifact, settings.tasks, items, seed=seed, progress=progress)
     size, ledger = Path(file).stat().st_size, artifact.ledger()
     spent: dict[str, Any] = {"bytes": size, "original_bytes": source.original_bytes}
     if speed:
@@ -155,7 +164,7 @@ def prove(
         frequencies=found.frequencies,
         layers=found.layers,
         generations=found.generations,
-        tasks=None,
+        tasks=answers,
         cost=spent,
         ledger=[
             {"kind": part.kind, "bytes": part.nbytes, "weights": part.weights, "zeros": part.zeros}

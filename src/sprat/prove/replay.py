@@ -6,13 +6,12 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sprat.errors import ProofError, SourceError
 from sprat.progress import Progress, silent
-from sprat.prove import text as texts
 from sprat.prove.environment import sha256
 from sprat.prove.proof import RESULT, SCHEMA, Proof, original, prove
 from sprat.prove.settings import Settings
@@ -63,18 +62,19 @@ def replay(
     file: str | Path | None = None,
     against: str | Path | None = None,
     text: Sequence[str | Path] = (),
+    tasks: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Replay:
     """Measure the proof in the folder `record` again, with its settings.
 
-    file, against, text: where these lie now, if not where the record says. Raises `ProofError` where one is missing,
-    or where the text or the model is not the record's.
+    file, against, text, tasks: where these lie now, if not where the record says. Raises `ProofError` where one is
+    missing, or where the text, the model or a task's file is not the record's.
     """
     said = load(record)
     folder = Path(record) if Path(record).is_dir() else Path(record).parent
     where = _file(said, folder, record, file)
-    sources = _texts(said, folder, record, text)
-    settings = Settings(**{f.name: said["settings"][f.name] for f in fields(Settings)})
+    sources = [str(place) for place in _same(_texts(said), folder, record, text, "text", "--text TEXT")]
+    settings = replace(_settings(said), tasks=_tasks(said, folder, record, tasks), speed=False)
     ref = str(against or said["against"]["ref"])
     try:
         source = original(ref, settings.dtype)
@@ -122,7 +122,7 @@ def load(record: str | Path) -> dict[str, Any]:
             f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}"
         )
     lacks = [part for part in ("file", "against", "text", "settings", "metrics") if part not in said]
-    lacks += [f.name for f in fields(Settings) if not lacks and f.name not in said["settings"]]
+    lacks += [name for name in ("tokens", "context", "skip") if not lacks and name not in said["settings"]]
     if lacks:
         raise ProofError(f"{path} is not whole: it lacks {lacks[0]!r}")
     return said
@@ -164,26 +164,52 @@ def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | P
     return found
 
 
-def _texts(said: dict[str, Any], folder: Path, record: str | Path, given: Sequence[str | Path]) -> list[Path]:
-    """The record's texts, each checked by its hash."""
-    recorded = said["text"].get("files") or [said["text"]]
+def _settings(said: dict[str, Any]) -> Settings:
+    known: dict[str, Any] = {
+        f.name: said["settings"][f.name] for f in fields(Settings) if f.name in said["settings"]
+    }
+    known["tasks"] = tuple(known.get("tasks", ()))
+    return Settings(**known)
+
+
+def _texts(said: dict[str, Any]) -> list[dict[str, Any]]:
+    return said["text"].get("files") or [said["text"]]
+
+
+def _tasks(said: dict[str, Any], folder: Path, record: str | Path, given: Sequence[str]) -> tuple[str, ...]:
+    """The record's tasks by name, those that are files by where they lie now."""
+    names = list(_settings(said).tasks)
+    found = {task["source"]["path"]: task["source"] for task in said.get("tasks") or [] if task.get("source")}
+    local = [name for name in names if name in found]
+    places = _same([found[name] for name in local], folder, record, given, "task", "--tasks FILE")
+    return tuple(str(places[local.index(name)]) if name in found else name for name in names)
+
+
+def _same(
+    recorded: list[dict[str, Any]],
+    folder: Path,
+    record: str | Path,
+    given: Sequence[str | Path],
+    what: str,
+    option: str,
+) -> list[Path]:
+    """Where the record's files {path, bytes, sha256} lie, each checked by its hash."""
     if given and len(given) != len(recorded):
         raise ProofError(
-            f"the record has {len(recorded)} texts and {len(given)} are given: give all, in its order"
+            f"the record has {len(recorded)} {what}s in files, and {len(given)} are given: give all, in its order"
         )
     places = []
-    for i, text in enumerate(recorded):
-        place = Path(given[i]) if given else _find(text["path"], folder)
-        if place is None:
+    for i, one in enumerate(recorded):
+        place = Path(given[i]) if given else _find(one["path"], folder)
+        if place is None or not place.is_file():
             raise ProofError(
-                f"the record's text {text['path']} is missing ({text['bytes']:,} bytes, sha256 "
-                f"{text['sha256'][:12]}…). Say where it is: {_hint(record)} --text TEXT"
+                f"the record's {what} {one['path']} is missing ({one['bytes']:,} bytes, sha256 "
+                f"{one['sha256'][:12]}…). Say where it is: {_hint(record)} {option}"
             )
-        texts.read(place)
-        if sha256(place) != text["sha256"]:
+        if sha256(place) != one["sha256"]:
             raise ProofError(
-                f"{place} is not the record's text: its sha256 is {sha256(place)[:12]}…, the record's "
-                f"{text['sha256'][:12]}…; give the one that was measured: {_hint(record)} --text TEXT"
+                f"{place} is not the record's {what}: its sha256 is {sha256(place)[:12]}…, the record's "
+                f"{one['sha256'][:12]}…; give the one that was measured: {_hint(record)} {option}"
             )
         places.append(place)
     return places

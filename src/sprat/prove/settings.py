@@ -28,6 +28,8 @@ class Settings:
     layers: bool = False
     generations: int = 0
     speed: bool = False
+    tasks: tuple[str, ...] = ()
+    items: int | None = None
 
     def __post_init__(self) -> None:
         if self.context < 4:
@@ -56,6 +58,9 @@ class Settings:
         for name in ("tokens", "context", "skip", "dtype", "seed", "resamples", "generations"):
             words += [f"--{name}", str(getattr(self, name))]
         words += ["--layers"] if self.layers else []
+        for task in self.tasks:
+            words += ["--tasks", task]
+        words += [] if self.items is None else ["--items", str(self.items)]
         words += [] if self.speed else ["--no-speed"]
         return shlex.join(words)
 

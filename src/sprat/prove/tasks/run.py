@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from sprat.errors import ProofError
 from sprat.progress import Progress, silent
-from sprat.prove.intervals import Estimate, estimate, resample
+from sprat.prove.intervals import estimate, resample
 from sprat.prove.tasks import files
 from sprat.prove.tasks.local import Outcome, answer
 from sprat.prove.tasks.pairs import paired
@@ -113,9 +112,4 @@ def _perplexities(before: Outcome, after: Outcome, seed: int) -> dict[str, Any]:
         "perplexity_compressed": lambda s: np.exp(s[..., 1] / s[..., 2]),
         "perplexity_ratio": lambda s: np.exp((s[..., 1] - s[..., 0]) / s[..., 2]),
     }
-    return {name: _json(estimate(sums, draws, statistic)) for name, statistic in figures.items()}
-
-
-def _json(found: Estimate) -> dict[str, Any]:
-    """JSON has no infinity: an interval that cannot be had is null."""
-    return {name: value if math.isfinite(value) else None for name, value in found.to_json().items()}
+    return {name: estimate(sums, draws, statistic).to_json() for name, statistic in figures.items()}
