@@ -1,6 +1,7 @@
 """The command line, through `main`: what it prints, what it refuses, and with which words."""
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
@@ -12,8 +13,9 @@ from sprat.cli.main import VERBS, main
 
 
 @pytest.fixture
-def run(capfd):
+def run(capfd, tmp_path, monkeypatch):
     """Run the command line: (status, standard output, standard error)."""
+    monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
 
     def call(*argv):
         capfd.readouterr()
@@ -63,6 +65,8 @@ def test_version_and_help(run):
         (["run", "f", "p", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["run", "f", "p", "more"], "unknown argument 'more'"),
         (["prove", "f", "--text", "t"], "the following arguments are required: --against"),
+        (["prove"], "the following arguments are required: FILE, --against, --text"),
+        (["prove", "f", "--agianst", "m"], "unknown argument '--agianst' (did you mean '--against'?)"),
         (["export", "f", "dir"], "the following arguments are required: --to"),
     ],
 )
@@ -193,7 +197,7 @@ def test_run_reads_standard_input(run, tiny, monkeypatch):
     assert piped == run("run", tiny.file, "the cat", "--max-tokens", "4", "--raw")
 
 
-def test_prove_prints_figures_with_intervals(run, tiny):
+def test_prove_prints_figures_with_intervals(run, tiny, tmp_path):
     argv = (
         "prove",
         tiny.file,
@@ -210,10 +214,24 @@ def test_prove_prints_figures_with_intervals(run, tiny):
     assert status == 0
     assert "95 % interval" in out
     assert "300 tokens scored in 20 contexts of 32" in out
+    assert "probability shift, RMS" in out
+    assert "written here" in out
     assert "comparing the two models" in err
-    status, out, _ = run(*argv, "--json")
+    status, out, _ = run(*argv, "--json", "--no-speed", "--report", tmp_path / "proof")
     said = json.loads(out)
-    assert said["schema"] == "sprat.proof/1"
+    assert said == json.loads((tmp_path / "proof" / "result.json").read_text("utf-8"))
+    assert len(said["generations"]["prompts"]) == 8
+    assert "sprat prove --replay" in (tmp_path / "proof" / "README.md").read_text("utf-8")
+    assert "<html" in (tmp_path / "proof" / "index.html").read_text("utf-8")
+    questions = tmp_path / "piqa.jsonl"
+    row = {"goal": "the cat sat on", "sol1": "the mat", "sol2": "a fish", "label": 0}
+    questions.write_text((json.dumps(row) + "\n") * 12)
+    status, out, _ = run(*argv, "--no-speed", "--tasks", questions, "--items", "10")
+    assert status == 0
+    assert re.search(r"piqa +\d+\.0 % +\d+\.\d to \d+\.\d\n +of the original +\d", out)
+    assert re.search(r"difference \(\d+ lost, \d+ won, p = ", out)
+    assert "energy_note" not in said["cost"]
+    assert said["schema"] == "sprat.proof/2"
     assert said["file"]["bytes"] == tiny.file.stat().st_size
     assert 0 < said["metrics"]["kl"]["low"] < said["metrics"]["kl"]["value"]
 
