@@ -138,6 +138,14 @@ def test_smaller_is_a_rate():
     assert "and not 50" in required(parse("50x, 17.6B to 417M"))[-1].statement
 
 
+def test_an_original_counted_in_more_bits_is_seen():
+    seven = from_numbers(4096, 32, 11008, 32000)
+    first = required(parse("27 GB to 2 GB"), seven)[0]
+    assert first.figures["bits_a_weight"] == pytest.approx(8 * 27e9 / seven.parameters)
+    assert "32.1 bits a weight; models are published at 16, where it is 13.5 GB" in first.statement
+    assert "published" not in required(parse("13.5 GB to 2 GB"), seven)[0].statement
+
+
 def test_bits_that_are_there_are_bits_that_are_spent():
     """Embeddings at 8 bits and the layers at what is said to be left make the claimed size."""
     for finding in required(parse("8 GB"), LARGE):

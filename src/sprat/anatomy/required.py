@@ -43,16 +43,22 @@ def required(claim: Claim, shape: Shape | None = None) -> list[Finding]:
 
 
 def _original(claim: Claim, shape: Shape | None) -> Iterator[Finding]:
-    """Whether the model that is spoken of is this one."""
-    if shape is None or claim.parameters_before is None:
-        return
-    apart = claim.parameters_before / shape.parameters - 1
-    same = "which is the claim's" if abs(apart) < SAME else "so the claim is about another model"
-    yield Finding(
-        "original",
-        f"this shape has {count(shape.parameters)} parameters, {same} ({count(claim.parameters_before)})",
-        {"parameters": shape.parameters, "claimed": claim.parameters_before, "apart": apart},
-    )
+    """Whether the model that is spoken of is this one, and in how many bits the claim counts it."""
+    weights = shape.parameters if shape else claim.parameters_before
+    if shape is not None and claim.parameters_before is not None:
+        apart = claim.parameters_before / shape.parameters - 1
+        same = "which is the claim's" if abs(apart) < SAME else "so the claim is about another model"
+        yield Finding(
+            "original",
+            f"this shape has {count(shape.parameters)} parameters, {same} ({count(claim.parameters_before)})",
+            {"parameters": shape.parameters, "claimed": claim.parameters_before, "apart": apart},
+        )
+    if claim.bytes_before is not None and weights is not None:
+        bits = 8 * claim.bytes_before / weights
+        text = f"the original is counted at {bits:.3g} bits a weight"
+        if abs(bits / 16 - 1) > 4 * SAME:
+            text += f"; models are published at 16, where it is {format_bytes(2 * weights)}"
+        yield Finding("original bits", text, {"bits_a_weight": bits})
 
 
 def _factors(claim: Claim) -> Iterator[Finding]:
