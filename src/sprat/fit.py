@@ -101,7 +101,14 @@ def fit(
     )
     limits = _limits(job.source, budget, ram, context)
     jobs.sense(job, seed)
-    spreads = jobs.spreads(job)
+    return finish(job, limits, jobs.spreads(job), out)
+
+
+def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -> FitResult:
+    """The rest of a fit, behind the statistics: round to the limits, check, heal, write.
+
+    Statistics that turn out not to deserve trust change `job`'s recipe and targets: give a copy to use it again.
+    """
     fitted, predicted, unhealed = _fitted(job, limits, spreads)
     measured = unhealed
     if job.recipe.heal:
