@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -106,7 +107,7 @@ def test_kl_falls_with_bytes_and_the_bound_lies_below_the_prediction(done):
     both = [(place["bound_kl"], place["predicted_kl"]) for place in curve if place["predicted_kl"]]
     assert len(both) > 10
     assert all(0 < bound < predicted for bound, predicted in both)
-    assert all(a[0] > b[0] and a[1] > b[1] for a, b in zip(both, both[1:], strict=False))
+    assert all(a[0] > b[0] and a[1] > b[1] for a, b in itertools.pairwise(both))
 
 
 def test_the_folder_reads_by_itself(done):
