@@ -204,7 +204,7 @@ def test_prove_prints_figures_with_intervals(run, tiny):
     assert "comparing the two models" in err
     status, out, _ = run(*argv, "--json")
     said = json.loads(out)
-    assert said["schema"] == "sprat.proof/1"
+    assert said["schema"] == "sprat.proof/2"
     assert said["file"]["bytes"] == tiny.file.stat().st_size
     assert 0 < said["metrics"]["kl"]["low"] < said["metrics"]["kl"]["value"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sprat.prove.intervals import estimate, expanded_tail, resample, t_quantile
+from sprat.prove.intervals import Estimate, estimate, expanded_tail, gather, resample, t_quantile
 
 
 def mean(sums):
@@ -34,6 +34,24 @@ def test_intervals_cover_the_truth_about_as_often_as_they_claim(contexts):
     assert 0.90 <= hits / trials <= 0.985
 
 
+def test_windows_of_one_document_drawn_apart_would_be_too_sure_and_together_are_not():
+    random = np.random.default_rng(3)
+    trials, truth, hits, alone = 300, 0.3, 0, 0
+    for trial in range(trials):
+        windows = random.integers(1, 6, size=30)
+        documents = np.repeat(np.arange(30), windows)
+        level = random.gamma(4, truth / 4, size=30)[documents]
+        sums = np.stack([random.gamma(50, level / 50) * 50, np.full(len(level), 50)], axis=1)
+        gathered = gather(sums, documents * 7 - 100)
+        assert gathered.sum(axis=0) == pytest.approx(sums.sum(axis=0))
+        found = estimate(gathered, resample(gathered, 400, seed=trial), mean)
+        apart = estimate(sums, resample(sums, 400, seed=trial), mean)
+        hits += not found.excludes(truth)
+        alone += not apart.excludes(truth)
+    assert alone / trials < 0.85
+    assert 0.9 <= hits / trials <= 0.985
+
+
 def test_a_paired_difference_is_narrower_than_either_figure():
     random = np.random.default_rng(1)
     level = random.normal(3, 1, size=30)
@@ -52,3 +70,16 @@ def test_same_seed_same_interval_and_one_context_has_none():
     alone = estimate(sums[:1], resample(sums[:1], 200), mean)
     assert alone.value == 0.1
     assert (alone.low, alone.high) == (-np.inf, np.inf)
+
+
+def test_draws_with_nothing_in_them_do_not_count_and_json_has_no_infinity():
+    sums = np.array([[3.0, 10], [0, 0], [0, 0], [2, 10]])
+    found = estimate(sums, resample(sums, 500, seed=1), mean)
+    assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.2, 0.3))
+    assert Estimate(1.0, -np.inf, np.inf).to_json() == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "level": 0.95,
+    }
+    assert Estimate(1.0, 0.5, 2).excludes(0.4) and not Estimate(1.0, 0.5, 2).excludes(0.5)

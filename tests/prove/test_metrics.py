@@ -1,24 +1,16 @@
 """Figures against a plain float64 reference, on tiny random models."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from random_llama import tiny
 from sprat.errors import ProofError
-from sprat.prove.metrics import compare, summarise
+from sprat.prove.metrics import compare, distribution, summarise
 from sprat.prove.text import Contexts
-
-
-def tiny(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +21,7 @@ def contexts() -> Contexts:
 
 def reference(original, compressed, contexts):
     """Per-token figures with whole logits in float64."""
-    kl, nll_p, nll_q, same = [], [], [], []
+    kl, nll_p, nll_q, same, shift = [], [], [], [], []
     with torch.no_grad():
         for row in contexts.ids:
             ids = torch.from_numpy(row)[None]
@@ -41,12 +33,13 @@ def reference(original, compressed, contexts):
             nll_p.append(-p[range(len(x)), x])
             nll_q.append(-q[range(len(x)), x])
             same.append(p.argmax(-1) == q.argmax(-1))
-    return [torch.stack(v).double().numpy() for v in (kl, nll_p, nll_q, same)]
+            shift.append((p.exp() - q.exp())[range(len(x)), x] ** 2)
+    return [torch.stack(v).double().numpy() for v in (kl, nll_p, nll_q, same, shift)]
 
 
 def test_figures_match_the_reference(contexts):
     original, compressed = tiny(0), tiny(1)
-    kl, nll_p, nll_q, same = reference(original, compressed, contexts)
+    kl, nll_p, nll_q, same, shift = reference(original, compressed, contexts)
     scores = compare(original, compressed, contexts)
     assert scores.kl.shape == (5, 11)
     np.testing.assert_allclose(scores.kl, kl, rtol=1e-4)
@@ -56,6 +49,7 @@ def test_figures_match_the_reference(contexts):
     assert metrics.kl_max == pytest.approx(kl.max(), rel=1e-4)
     assert metrics.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
     assert metrics.same_top.value == same.mean()
+    assert metrics.probability_shift_rms.value == pytest.approx(math.sqrt(shift.mean()), rel=1e-4)
     assert metrics.perplexity_original.value == pytest.approx(math.exp(nll_p.mean()), rel=1e-5)
     assert metrics.perplexity_compressed.value == pytest.approx(math.exp(nll_q.mean()), rel=1e-5)
     assert metrics.perplexity_ratio.value == pytest.approx(math.exp((nll_q - nll_p).mean()), rel=1e-5)
@@ -77,6 +71,19 @@ def test_progress_and_inputs_are_left_alone(contexts):
     assert (contexts.ids == before).all()
 
 
+def test_a_short_context_is_scored_as_if_it_stood_alone(contexts):
+    lengths = np.array([24, 17, 24, 14, 24])
+    padded = replace(
+        contexts, ids=np.where(np.arange(24) < lengths[:, None], contexts.ids, 0), lengths=lengths
+    )
+    scores, full = (compare(tiny(0), tiny(1), c) for c in (padded, contexts))
+    assert padded.mask.sum(axis=1).tolist() == [11, 4, 11, 1, 11]
+    np.testing.assert_allclose(scores.kl, np.where(padded.mask, full.kl, 0), rtol=1e-4)
+    metrics = summarise(scores)
+    assert metrics.kl.value == pytest.approx(full.kl[padded.mask].mean(), rel=1e-5)
+    assert metrics.kl_median == pytest.approx(np.median(full.kl[padded.mask]), rel=1e-4)
+
+
 @pytest.mark.parametrize(("broken", "name"), [(0, "original"), (1, "compressed")])
 def test_logits_that_are_not_finite_are_refused(contexts, broken, name):
     models = [tiny(0), tiny(1)]
@@ -90,3 +97,28 @@ def test_two_vocabularies_are_refused(contexts):
     other.resize_token_embeddings(101)
     with pytest.raises(ProofError, match="97 and 101 tokens"):
         compare(tiny(0), other, contexts)
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, math.inf])
+def test_a_row_that_is_no_distribution_is_refused(value):
+    with pytest.raises(ProofError, match="the original model"):
+        distribution(torch.full((2, 5), value), "original")
+
+
+def test_a_token_that_only_the_original_can_give_is_refused(contexts):
+    class Without(torch.nn.Module):
+        """A model that never says token 5."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny(1)
+
+        def forward(self, input_ids, use_cache):
+            out = self.inner(input_ids=input_ids, use_cache=use_cache)
+            out.logits[..., 5] = -math.inf
+            return out
+
+    with pytest.raises(ProofError, match="probability 0"):
+        compare(tiny(0), Without(), contexts)
+    both = compare(Without(), Without(), replace(contexts, ids=np.where(contexts.ids == 5, 6, contexts.ids)))
+    assert (both.kl == 0).all()

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,12 +51,22 @@ def test_figures_agree_with_whole_logits(tiny, proof):
 
 def test_the_proof_says_what_it_is_about(tiny, proof):
     said = json.loads(json.dumps(proof.to_json(), allow_nan=False))
-    assert said["schema"] == SCHEMA == "sprat.proof/1"
+    assert said["schema"] == SCHEMA == "sprat.proof/2"
     assert said["file"] == {
         "path": str(tiny.file),
         "bytes": tiny.file.stat().st_size,
         "sha256": sha256(tiny.file),
+        "weights": sprat.open(tiny.file).ledger().weights,
+        "bits_per_weight": pytest.approx(
+            8 * tiny.file.stat().st_size / sprat.open(tiny.file).ledger().weights
+        ),
     }
+    assert sum(part["bytes"] for part in said["ledger"]) == tiny.file.stat().st_size
+    assert said["cost"] == {"bytes": tiny.file.stat().st_size, "original_bytes": 57_664}
+    assert (said["layers"], said["generations"], said["tasks"]) == (None, None, None)
+    assert said["settings"]["round_trip"] is True
+    assert sum(part["tokens"] for part in said["positions"]) == said["settings"]["scored_tokens"]
+    assert sum(part["tokens"] for part in said["frequencies"]) == said["settings"]["scored_tokens"]
     assert said["text"]["sha256"] == sha256(tiny.text)
     assert said["against"]["bytes"] == 57_664
     assert said["calibration"] == {"source": "self", "overlap": 0.0}
@@ -97,13 +109,63 @@ def test_calibration_overlap_is_said(tiny, tmp_path):
         assert any(warns in warning for warning in proof.warnings) if warns else proof.warnings == []
 
 
-def test_another_tokenizer_is_refused_with_the_reason(tiny, tmp_path):
+def test_kl_is_what_transformers_gives_on_the_exported_folder(tiny, tmp_path):
+    """An independent way: export, load with transformers alone, whole softmaxes in float64."""
+    folder = sprat.export(tiny.file, "hf", tmp_path / "exported", dtype="float32")
+    models = [
+        AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32).eval() for f in (tiny.folder, folder)
+    ]
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text.read_text("utf-8")[:6000], "utf-8")
+    kl = sprat.prove(tiny.file, source(tiny.folder), text, tokens=640, context=32).metrics.kl.value
+    ids = AutoTokenizer.from_pretrained(folder)(text.read_text("utf-8"))["input_ids"]
+    windows = [ids[i : i + 32] for i in range(0, len(ids) - 31, 32)]
+    chosen = [windows[i] for i in np.linspace(0, len(windows) - 1, 20).round().astype(int)]
+    with torch.no_grad():
+        p, q = (model(torch.tensor(chosen)).logits[:, 16:31].double().softmax(-1) for model in models)
+    independent = float((p * (p / q).log()).sum(-1).mean())
+    assert len(windows) > 20
+    assert kl == pytest.approx(independent, abs=1e-6)  # 1e-4 is asked for
+
+
+def test_everything_asked_for_is_measured(tiny):
+    proof = sprat.prove(
+        tiny.file,
+        source(tiny.folder),
+        [tiny.text, tiny.text],
+        tokens=640,
+        context=32,
+        layers=True,
+        generations=3,
+        speed=True,
+    )
+    said = json.loads(json.dumps(proof.to_json(), allow_nan=False))
+    assert [layer["name"] for layer in said["layers"]] == ["embedding", "layer 0", "layer 1"]
+    assert len(said["generations"]["prompts"]) == 3
+    assert said["generations"]["divergence"]["value"] >= 0
+    assert said["cost"]["decode_tokens_per_second"] > 0
+    assert said["cost"]["engine"] == "native"
+    assert said["settings"]["documents"] == 2
+    assert [file["path"] for file in said["text"]["files"]] == [str(tiny.text)] * 2
+    assert said["warnings"] == [
+        "2 documents are too few for intervals of 95 % to be trusted (at least 8): give more text"
+    ]
+    flags = ["--layers", "--text", "--generations", "3", "--tokens", "640", "--context", "32", "--skip", "16"]
+    assert all(flag in said["command"].split() for flag in flags)
+
+
+def test_with_another_tokenizer_bits_per_byte_stand_alone(tiny, tmp_path):
     other = save_model(tmp_path / "other")
     settings = json.loads((other / "tokenizer.json").read_text())
     settings["model"]["merges"] = settings["model"]["merges"][:10]
     (other / "tokenizer.json").write_text(json.dumps(settings))
-    with pytest.raises(ProofError, match=r"different tokens \(from token 0 on.*KL and same-top"):
-        sprat.prove(tiny.file, source(other), tiny.text, context=32)
+    proof = sprat.prove(tiny.file, source(other), tiny.text, context=32)
+    assert re.search(r"different tokens \(from token 0 on.*KL and same-top", proof.warnings[0])
+    said = proof.to_json()
+    assert said["metrics"]["kl"] is None and said["metrics"]["perplexity_ratio"] is None
+    assert (said["positions"], said["frequencies"], said["generations"]) == ([], [], None)
+    assert said["metrics"]["bits_per_byte_original"]["value"] > 0
+    assert said["settings"]["scored_bytes"] > 0
 
 
 def test_a_broken_original_is_refused(tiny):

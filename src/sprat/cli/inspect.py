@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_file
-from sprat.cli.picture import Part, by_layer, parts, svg
+from sprat.cli.picture import svg
+from sprat.coding.parts import Part, by_kind, by_layer, parts
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -74,12 +75,8 @@ def _show(file: Path, artifact: Artifact, found: list[Part]) -> None:
     weights = sum(part.weights for part in found)
     rate = f", {weights:,} weights, {8 * size / weights:.3f} bits a weight in all" if weights else ""
     console.print(f"{file}: {size:,} bytes ({format_bytes(size)}){rate}", markup=False, soft_wrap=True)
-    kinds: dict[str, Part] = {}
-    for part in found:
-        kinds[part.kind] = kinds[part.kind] + part if part.kind in kinds else part
     console.print()
-    ordered = sorted(kinds.items(), key=lambda item: -item[1].nbytes)
-    console.print(_bars("kind", [(name, part) for name, part in ordered], size))
+    console.print(_bars("kind", [(part.kind, part) for part in by_kind(found)], size))
     console.print()
     console.print(_bars("layer", by_layer(found), size))
     if name := artifact.provenance.get("model"):

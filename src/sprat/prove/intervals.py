@@ -1,8 +1,8 @@
-"""Paired bootstrap intervals over contexts.
+"""Paired bootstrap intervals over documents, or over contexts where a text marks no documents.
 
-Neighbouring tokens are not independent, so the unit that is drawn again is a whole context with both models'
-figures in it (cluster bootstrap, Davison & Hinkley 1997 §3.8; paired, so what both models share cancels).
-With few contexts the plain percentile interval is too short; its percentiles are moved outwards as a t
+Neighbouring tokens are not independent, so the unit that is drawn again is a whole cluster of them with both
+models' figures in it (cluster bootstrap, Davison & Hinkley 1997 §3.8; paired, so what both models share
+cancels). With few clusters the plain percentile interval is too short; its percentiles are moved outwards as a t
 interval of the same size would ask (the "expanded percentile interval", Hesterberg 2015,
 doi:10.1080/00031305.2015.1089789 §4.3).
 """
@@ -29,28 +29,50 @@ class Estimate:
     high: float
     level: float = 0.95
 
-    def to_json(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
+    def excludes(self, value: float) -> bool:
+        """Whether the interval tells the figure from `value`."""
+        return value < self.low or value > self.high
+
+    def to_json(self) -> dict[str, float | None]:
+        """JSON has no infinity: an interval that cannot be had is null."""
+        ends = {
+            name: end if math.isfinite(end) else None
+            for name, end in (("low", self.low), ("high", self.high))
+        }
+        return {"value": self.value, **ends, "level": self.level}
+
+
+def gather(sums: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Rows of `sums` (rows, columns) added up by their cluster's name, (rows,): (clusters, columns)."""
+    names, place = np.unique(clusters, return_inverse=True)
+    out = np.zeros((len(names), sums.shape[1]))
+    np.add.at(out, place, sums)
+    return out
 
 
 def resample(sums: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Draw the rows of `sums` (contexts, columns) with replacement; the summed columns of each draw.
+    """Draw the rows of `sums` (clusters, columns) with replacement; the summed columns of each draw.
 
     Returns (resamples, columns). One draw serves every figure, which keeps them paired.
     """
-    contexts = len(sums)
-    weights = np.full(contexts, 1.0 / contexts)
-    counts = np.random.default_rng(seed).multinomial(contexts, weights, size=resamples)
+    clusters = len(sums)
+    weights = np.full(clusters, 1.0 / clusters)
+    counts = np.random.default_rng(seed).multinomial(clusters, weights, size=resamples)
     return counts.astype(np.float64) @ sums.astype(np.float64)
 
 
 def estimate(sums: np.ndarray, draws: np.ndarray, statistic: Statistic, level: float = 0.95) -> Estimate:
-    """`statistic` of the summed columns of `sums`, with the interval that `draws` give it."""
+    """`statistic` of the summed columns of `sums`, with the interval that `draws` give it.
+
+    Draws that have nothing to measure in them (0 / 0) do not count.
+    """
     value = float(statistic(sums.sum(axis=0, dtype=np.float64)))
     if len(sums) < 2:
         return Estimate(value, -math.inf, math.inf, level)
     tail = expanded_tail(len(sums), level)
-    low, high = np.quantile(statistic(draws), [tail, 1 - tail])
+    with np.errstate(invalid="ignore"):
+        drawn = statistic(draws)
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Estimate(value, float(low), float(high), level)
 
 

@@ -1,30 +1,31 @@
-"""`prove`: what a `.sprat` lost against its original, on a text, in one JSON-able value."""
+"""`prove`: what a `.sprat` lost against its original, on a text, in one JSON-able value (docs/proof.md)."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import os
-import platform
+import importlib
+import importlib.util
+import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sprat
 from sprat.errors import ProofError
 from sprat.progress import Progress, silent
-from sprat.prove import overlap
+from sprat.prove import cost, honesty
 from sprat.prove import text as texts
-from sprat.prove.metrics import Metrics, compare, summarise
+from sprat.prove.environment import machine, sha256, versions
+from sprat.prove.intervals import Estimate
+from sprat.prove.metrics import Metrics
+from sprat.prove.settings import Settings
 
 if TYPE_CHECKING:
-    from sprat.run.tokenizer import TextTokenizer
     from sprat.source.load import Source
 
-SCHEMA = "sprat.proof/1"
-#: Below this many contexts an interval of 95 % is a rough guess, and the proof says so.
-FEW_CONTEXTS = 8
+SCHEMA = "sprat.proof/2"
+#: The file of a proof's folder that holds all of it.
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,39 @@ class Proof:
     text: dict[str, Any]
     settings: dict[str, Any]
     metrics: Metrics
+    positions: list[dict[str, Any]]
+    frequencies: list[dict[str, Any]]
+    layers: list[dict[str, Any]] | None
+    generations: dict[str, Any] | None
+    tasks: list[dict[str, Any]] | None
+    cost: dict[str, Any]
+    ledger: list[dict[str, Any]]
     calibration: dict[str, Any]
     warnings: list[str]
+    command: str
+    recipe: dict[str, Any]
     versions: dict[str, str]
     machine: dict[str, Any]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the schema's name and version first; figures that are infinite become null."""
-        return {"schema": SCHEMA} | asdict(self) | {"metrics": _finite(self.metrics.to_json())}
+        """Plain values, with the schema's name and version first; ends of intervals that are infinite are null."""
+        return {"schema": SCHEMA} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write result.json, and README.md and index.html made from it, into `folder`."""
+        place, result = Path(folder), self.to_json()
+        place.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (place / RESULT).write_text(text, encoding="utf-8")
+        if importlib.util.find_spec("sprat.prove.report") is not None:
+            importlib.import_module("sprat.prove.report").write(result, place)
 
 
 def prove(
     file: str | Path,
     against: str | Path | Source,
-    text: str | Path,
+    text: str | Path | Sequence[str | Path],
     tokens: int | None = None,
     context: int = 512,
     seed: int = 0,
@@ -59,166 +78,111 @@ def prove(
     skip: int | None = None,
     dtype: str = "float32",
     resamples: int = 2000,
+    layers: bool = False,
+    generations: int = 0,
+    speed: bool = False,
 ) -> Proof:
-    """Compare `file` with the model `against` on the UTF-8 text file `text`.
+    """Compare `file` with the model `against` on the UTF-8 text file `text`, or several.
 
     tokens: how many tokens of context to read (default 20,480: 40 contexts of 512), spread evenly over the
     text.
     context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context //
     2), so that every scored token has that much in front of it. dtype: what both models are computed in;
-    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3. Raises
-    `ProofError` where the two cannot be compared or the text cannot serve.
+    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3.
+    layers: also measure each layer alone. generations: let both models continue that many pieces of the text.
+    speed: also measure, in a process of its own, what running the file takes here.
+    Raises `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
+    from sprat.coding.parts import by_kind, parts
+    from sprat.prove.figures import measure
+    from sprat.prove.remembered import remember
     from sprat.run.model import to_torch
-    from sprat.run.tokenizer import open_tokenizer
+    from sprat.run.tokenizer import TextTokenizer, open_tokenizer
 
     started = time.perf_counter()
-    skip = context // 2 if skip is None else skip
-    tokens = 40 * context if tokens is None else tokens
-    _check_settings(context, skip, tokens)
-    sample = texts.read(text)
+    tokens, skip = 40 * context if tokens is None else tokens, context // 2 if skip is None else skip
+    settings = Settings(tokens, context, skip, dtype, seed, resamples, layers, generations, speed)
+    names = [text] if isinstance(text, str | Path) else list(text)
+    sample = [texts.read(name) for name in names]
     artifact = open_artifact(Path(file))
     tokenizer = open_tokenizer(artifact)
-    prefix = tokenizer.prefix()
-    if len(prefix) > skip:
-        raise ProofError(
-            f"skip must be at least {len(prefix)}: this model opens every text with that many tokens"
-        )
-    contexts = texts.cut(tokenizer.backend, sample, length=context, skip=skip, tokens=tokens, prefix=prefix)
+    contexts = settings.contexts(tokenizer, sample)
     progress("opening the original", 0, 1)
-    source = _load(against, dtype)
-    same_tokens(tokenizer, source.tokenizer, sample.content)
+    source = original(against, dtype) if isinstance(against, str | Path) else against
+    theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
+    # A model that was handed in may hold other weights than its hash says.
+    known = source is not against and not honesty.different_tokens(tokenizer, theirs, sample)
+    remembered = remember(source.model, source.hash, contexts, progress) if known else None
     progress("opening the file", 0, 1)
-    metrics = summarise(compare(source.model, to_torch(artifact, dtype), contexts, progress), seed, resamples)
-    calibration = calibration_overlap(artifact.provenance, sample)
-    warnings = _warnings(metrics, len(contexts.ids), tokens // context, dtype, calibration)
+    compressed = to_torch(artifact, dtype)
+    found = measure(
+        source.model, compressed, (theirs, tokenizer), sample, contexts, settings, progress, remembered
+    )
+    seen = honesty.calibration_overlap(artifact.provenance, sample)
+    warnings = [found.reason] if found.reason else []
+    warnings += honesty.warnings(contexts, tokens // context, dtype, found.metrics.kl, seen)
+    size, ledger = Path(file).stat().st_size, artifact.ledger()
+    spent: dict[str, Any] = {"bytes": size, "original_bytes": source.original_bytes}
+    if speed:
+        progress("measuring the speed", 0, 1)
+        try:
+            spent |= cost.speed(file)
+        except ProofError as error:
+            warnings.append(str(error))
     return Proof(
-        file={"path": str(file), "bytes": Path(file).stat().st_size, "sha256": sha256(Path(file))},
-        against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
-        text={"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256},
-        settings={
-            "context": context,
-            "skip": skip,
-            "contexts": len(contexts.ids),
-            "scored_tokens": len(contexts.ids) * contexts.scored,
-            "scored_bytes": int(contexts.bytes_scored.sum()),
-            "dtype": dtype,
-            "seed": seed,
-            "resamples": resamples,
+        file={
+            "path": str(file),
+            "bytes": size,
+            "sha256": sha256(Path(file)),
+            "weights": ledger.weights,
+            "bits_per_weight": 8 * size / ledger.weights if ledger.weights else None,
         },
-        metrics=metrics,
-        calibration=calibration,
+        against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
+        text=texts.described(sample),
+        settings=settings.to_json()
+        | {
+            "contexts": len(contexts.ids),
+            "documents": contexts.document_count,
+            "unit": contexts.unit,
+            "scored_tokens": int(contexts.mask.sum()),
+            "scored_bytes": found.scored_bytes,
+            "round_trip": not contexts.altered,
+            "engine": "torch",
+        },
+        metrics=found.metrics,
+        positions=found.positions,
+        frequencies=found.frequencies,
+        layers=found.layers,
+        generations=found.generations,
+        tasks=None,
+        cost=spent,
+        ledger=[
+            {"kind": part.kind, "bytes": part.nbytes, "weights": part.weights, "zeros": part.zeros}
+            for part in by_kind(parts(ledger))
+        ],
+        calibration=seen,
         warnings=warnings,
+        command=settings.command(file, source.ref, names),
+        recipe=dict(artifact.recipe),
         versions=versions(),
         machine=machine(),
         seconds=round(time.perf_counter() - started, 3),
     )
 
 
-def _check_settings(context: int, skip: int, tokens: int) -> None:
-    if context < 4:
-        raise ProofError(f"a context must be at least 4 tokens, not {context}")
-    if not 0 <= skip <= context - 2:
-        raise ProofError(f"skip must lie between 0 and context − 2 = {context - 2}, not {skip}")
-    if tokens < context:
-        raise ProofError(f"tokens must be at least one context ({context}), not {tokens}")
-
-
-def _load(against: str | Path | Source, dtype: str) -> Source:
-    if not isinstance(against, str | Path):
-        return against
+def original(ref: str | Path, dtype: str) -> Source:
+    """The model that a file is compared with; `SourceError` where it cannot be had."""
     from sprat.run.model import torch_dtype
     from sprat.source.load import load
 
-    return load(str(against), dtype=torch_dtype(dtype))
+    return load(str(ref), dtype=torch_dtype(dtype))
 
 
-def same_tokens(mine: TextTokenizer, theirs: Any, content: str, sample: int = 100_000) -> None:
-    """`ProofError` where two tokenizers cut the text's first characters differently: KL compares
-    distributions over the same tokens. `theirs` is a transformers tokenizer."""
-    piece = content[:sample]
-    a, b = mine.encode(piece, special=False), list(theirs(piece, add_special_tokens=False)["input_ids"])
-    if a == b:
-        return
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    raise ProofError(
-        f"the file and the original cut text into different tokens (from token {at} on: "
-        f"{mine.decode(a[at : at + 3])!r} against {theirs.decode(b[at : at + 3])!r}). KL and same-top "
-        f"compare distributions over the same tokens, so they cannot be had: is this the model that the file "
-        f"was made from?"
-    )
-
-
-def calibration_overlap(provenance: dict[str, Any], sample: texts.Text) -> dict[str, Any]:
-    """Whether the evaluation text was seen in calibration, as far as the file's provenance can tell.
-
-    Reads provenance["calibration"]: {"source": "self" or a name, "sha256": [of each file], "sketch":
-    overlap.sketch}.
-    """
-    said = provenance.get("calibration") or {}
-    origin = str(said.get("source", "unknown"))
-    result: dict[str, Any] = {"source": origin, "overlap": None}
-    if origin == "self":
-        result["overlap"] = 0.0
-    elif sample.sha256 in said.get("sha256", []):
-        result["overlap"] = 1.0
-    elif isinstance(said.get("sketch"), str):
-        result["overlap"] = round(overlap.shared(said["sketch"], sample.content), 4)
-    return result
-
-
-def _warnings(
-    metrics: Metrics, contexts: int, asked: int, dtype: str, calibration: dict[str, Any]
-) -> list[str]:
-    said = []
-    if contexts < asked:
-        said.append(f"the text holds {contexts} contexts of the {asked} that were asked for")
-    if contexts < FEW_CONTEXTS:
-        said.append(f"{contexts} contexts are too few for intervals to be trusted: give more text")
-    if dtype != "float32" and metrics.kl.value < 0.02:
-        said.append(f"the noise of {dtype} is a KL of about 0.001: use float32 for differences this small")
-    if calibration["overlap"] is None:
-        said.append("the file does not say what it was calibrated on: overlap with this text is unknown")
-    elif calibration["overlap"] > 0:
-        said.append(
-            f"about {calibration['overlap']:.0%} of the calibration text is in this text: "
-            f"the figures flatter the file"
-        )
-    return said
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {"sprat": sprat.__version__, "python": platform.python_version()}
-    for name in ("numpy", "torch", "transformers", "tokenizers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """The processor and what this process may use of it."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(errors="replace").splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
-        )
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": usable, "system": f"{platform.system()} {platform.machine()}"}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: an interval that cannot be had is null."""
+def _plain(value: Any) -> Any:
+    """Estimates, and what holds some, as JSON has them."""
+    if isinstance(value, Estimate | Metrics):
+        return value.to_json()
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

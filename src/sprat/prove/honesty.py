@@ -1,0 +1,94 @@
+"""What a proof says against itself: too little text, text seen in calibration, models that cannot be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sprat.prove import overlap
+from sprat.prove.text import Contexts, Text
+
+if TYPE_CHECKING:
+    from sprat.prove.intervals import Estimate
+    from sprat.run.tokenizer import TextTokenizer
+
+#: Below this many clusters an interval of 95 % is a rough guess: six already can fail to hold the true figure between
+#: them with probability 2 · ½⁶ = 3 %.
+FEW = 8
+#: Below this KL the noise of a 16-bit type (about 0.001) is no longer small beside it.
+_SMALL = 0.02
+
+
+def different_tokens(
+    mine: TextTokenizer, theirs: TextTokenizer, texts: Sequence[Text], sample: int = 100_000
+) -> str:
+    """Why KL cannot be had where two tokenizers cut the first characters of a text differently; else empty.
+
+    mine: the file's, theirs: the original's. KL compares distributions over the same tokens.
+    """
+    for text in texts:
+        piece = text.content[: sample // len(texts)]
+        a, b = mine.encode(piece, special=False), theirs.encode(piece, special=False)
+        if a != b:
+            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            return (
+                f"the file and the original cut text into different tokens (from token {at} on: "
+                f"{mine.decode(a[at : at + 3])!r} against {theirs.decode(b[at : at + 3])!r}). KL and same-top compare "
+                f"distributions over the same tokens, so they cannot be had, and bits per byte stand alone: is this "
+                f"the model that the file was made from?"
+            )
+    return ""
+
+
+def calibration_overlap(provenance: dict[str, Any], texts: Sequence[Text]) -> dict[str, Any]:
+    """Whether the evaluation text was seen in calibration, as far as the file's provenance can tell.
+
+    Reads provenance["calibration"]: {"source": "self" or a name, "sha256": [of each file], "sketch":
+    overlap.sketch}. overlap: the share of the calibration text that is in the evaluation text; None: unknown.
+    """
+    said = provenance.get("calibration") or {}
+    origin = str(said.get("source", "unknown"))
+    result: dict[str, Any] = {"source": origin, "overlap": None}
+    if origin == "self":
+        result["overlap"] = 0.0
+    elif {text.sha256 for text in texts} & set(said.get("sha256", [])):
+        result["overlap"] = 1.0
+    elif isinstance(said.get("sketch"), str):
+        content = "\n".join(text.content for text in texts)
+        result["overlap"] = round(overlap.shared(said["sketch"], content), 4)
+    return result
+
+
+def warnings(
+    contexts: Contexts, asked: int, dtype: str, kl: Estimate | None, seen: dict[str, Any]
+) -> list[str]:
+    """What a reader of the figures should know. asked: for how many contexts; seen: `calibration_overlap`."""
+    said = []
+    clusters, unit = len(np.unique(contexts.clusters)), contexts.unit
+    if len(contexts.ids) < asked:
+        said.append(f"the text holds {len(contexts.ids)} contexts of the {asked} that were asked for")
+    if clusters < FEW:
+        said.append(
+            f"{clusters} {unit}{'s' if clusters != 1 else ''} are too few for intervals of 95 % to be trusted "
+            f"(at least {FEW}): give more text"
+        )
+    if contexts.left_out:
+        said.append(
+            f"{contexts.left_out} of the documents that were read are too short to be scored behind the first "
+            f"{contexts.skip + 1} tokens of a context: a smaller context or skip would count them"
+        )
+    if contexts.altered:
+        said.append(
+            f"the tokens do not give the text back ({contexts.altered}): bits per byte count the text's own bytes"
+        )
+    if dtype != "float32" and kl is not None and kl.value < _SMALL:
+        said.append(f"the noise of {dtype} is a KL of about 0.001: use float32 for differences this small")
+    if seen["overlap"] is None:
+        said.append("the file does not say what it was calibrated on: overlap with this text is unknown")
+    elif seen["overlap"] > 0:
+        said.append(
+            f"about {seen['overlap']:.0%} of the calibration text is in this text: the figures flatter the file"
+        )
+    return said

@@ -1,0 +1,220 @@
+"""A recorded proof measured again: each figure the same, within the interval that was claimed, or different."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sprat.errors import ProofError, SourceError
+from sprat.progress import Progress, silent
+from sprat.prove import text as texts
+from sprat.prove.environment import sha256
+from sprat.prove.proof import RESULT, SCHEMA, Proof, original, prove
+from sprat.prove.settings import Settings
+
+#: Relative difference up to which a figure is the same: what another order of float32 sums makes of it.
+SAME = 1e-4
+#: For figures without an interval (a maximum, a layer on a few contexts), which lean on few positions.
+SAME_ALONE = 1e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure then and now; low and high are None where the record claims no interval."""
+
+    name: str
+    then: float
+    low: float | None
+    high: float | None
+    now: float | None
+
+    @property
+    def verdict(self) -> str:
+        """same | within | different | missing (not measured this time)"""
+        if self.now is None:
+            return "missing"
+        alone = self.low is None or self.high is None
+        if math.isclose(self.then, self.now, rel_tol=SAME_ALONE if alone else SAME, abs_tol=1e-7):
+            return "same"
+        return "within" if not alone and self.low <= self.now <= self.high else "different"  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of it. same_file: the file is the record's, byte for byte; another one (fitted again, say) has only
+    its figures with intervals compared."""
+
+    proof: Proof
+    rows: list[Row]
+    same_file: bool
+
+    @property
+    def holds(self) -> bool:
+        return all(row.verdict in ("same", "within") for row in self.rows)
+
+
+def replay(
+    record: str | Path,
+    file: str | Path | None = None,
+    against: str | Path | None = None,
+    text: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> Replay:
+    """Measure the proof in the folder `record` again, with its settings.
+
+    file, against, text: where these lie now, if not where the record says. Raises `ProofError` where one is missing,
+    or where the text or the model is not the record's.
+    """
+    said = load(record)
+    folder = Path(record) if Path(record).is_dir() else Path(record).parent
+    where = _file(said, folder, record, file)
+    sources = _texts(said, folder, record, text)
+    settings = Settings(**{f.name: said["settings"][f.name] for f in fields(Settings)})
+    ref = str(against or said["against"]["ref"])
+    try:
+        source = original(ref, settings.dtype)
+    except SourceError as error:
+        raise ProofError(
+            f"the record's model {said['against']['name']} (hash {said['against']['hash'][:12]}…) is missing: {error}. "
+            f"Say where it is: {_hint(record)} --against MODEL"
+        ) from error
+    if source.hash != said["against"]["hash"]:
+        raise ProofError(
+            f"{ref} is not the record's model {said['against']['name']}: its hash is {source.hash[:12]}…, the "
+            f"record's {said['against']['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
+        )
+    options = {f.name: getattr(settings, f.name) for f in fields(Settings)}
+    proof = prove(where, source, sources, progress=progress, **options)
+    same = proof.file["sha256"] == said["file"]["sha256"]
+    now = flatten(proof.to_json())
+    rows = [
+        Row(name, then["value"], then["low"], then["high"], now[name]["value"] if name in now else None)
+        for name, then in flatten(said).items()
+        if same or then["low"] is not None
+    ]
+    return Replay(proof, rows, same)
+
+
+def load(record: str | Path) -> dict[str, Any]:
+    """The result.json of a proof's folder. `ProofError` for what is none, saying what else it is."""
+    path = Path(record)
+    path = path / RESULT if path.is_dir() else path
+    if not path.is_file():
+        raise ProofError(f"{record} is no proof's folder: it has no {RESULT}{_others(Path(record))}")
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ProofError(f"{path} is no JSON: {error}") from error
+    schema = said.get("schema") if isinstance(said, dict) else None
+    if schema == "sprat.quality/1":
+        commands = "\n".join(f"  {run['command']} --record NEW" for run in said.get("commands", []))
+        raise ProofError(
+            f"{path} holds rows of the quality benchmark ({schema}), each of which fits a file anew; it is measured "
+            f"again, and compared row by row, by\n{commands}"
+        )
+    if schema != SCHEMA:
+        raise ProofError(
+            f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}"
+        )
+    lacks = [part for part in ("file", "against", "text", "settings", "metrics") if part not in said]
+    lacks += [f.name for f in fields(Settings) if not lacks and f.name not in said["settings"]]
+    if lacks:
+        raise ProofError(f"{path} is not whole: it lacks {lacks[0]!r}")
+    return said
+
+
+def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every figure of a proof's JSON by name, {value, low, high}; speeds and times, which no record can promise, are
+    left out."""
+    found: dict[str, Any] = dict(result["metrics"])
+    for part in result.get("positions") or []:
+        found[f"kl at {part['from']} to {part['to']}"] = part["kl"]
+    for part in result.get("frequencies") or []:
+        found[f"kl of the {part['name']}"] = part["kl"]
+    for part in result.get("layers") or []:
+        found[f"kl of {part['name']} alone"] = part["kl"]
+    if result.get("generations"):
+        found["tokens until generations differ"] = result["generations"]["divergence"]
+    for task in result.get("tasks") or []:
+        for figure in ("accuracy_original", "accuracy_compressed", "difference"):
+            found[f"{task['name']}: {figure}"] = task[figure]
+    return {
+        name: figure if isinstance(figure, dict) else {"value": figure, "low": None, "high": None}
+        for name, figure in found.items()
+        if figure is not None
+    }
+
+
+def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | Path | None) -> Path:
+    if given is not None:
+        return Path(given)
+    found = _find(said["file"]["path"], folder)
+    if found is None:
+        recipe = json.dumps(said.get("recipe") or {})
+        raise ProofError(
+            f"the record's file {said['file']['path']} is missing ({said['file']['bytes']:,} bytes, sha256 "
+            f"{said['file']['sha256'][:12]}…). Say where it is: {_hint(record)} FILE; or fit it again from "
+            f"{said['against']['ref']} with the record's recipe: {recipe}"
+        )
+    return found
+
+
+def _texts(said: dict[str, Any], folder: Path, record: str | Path, given: Sequence[str | Path]) -> list[Path]:
+    """The record's texts, each checked by its hash."""
+    recorded = said["text"].get("files") or [said["text"]]
+    if given and len(given) != len(recorded):
+        raise ProofError(
+            f"the record has {len(recorded)} texts and {len(given)} are given: give all, in its order"
+        )
+    places = []
+    for i, text in enumerate(recorded):
+        place = Path(given[i]) if given else _find(text["path"], folder)
+        if place is None:
+            raise ProofError(
+                f"the record's text {text['path']} is missing ({text['bytes']:,} bytes, sha256 "
+                f"{text['sha256'][:12]}…). Say where it is: {_hint(record)} --text TEXT"
+            )
+        texts.read(place)
+        if sha256(place) != text["sha256"]:
+            raise ProofError(
+                f"{place} is not the record's text: its sha256 is {sha256(place)[:12]}…, the record's "
+                f"{text['sha256'][:12]}…; give the one that was measured: {_hint(record)} --text TEXT"
+            )
+        places.append(place)
+    return places
+
+
+def _find(path: str, folder: Path) -> Path | None:
+    """Where the record says, or beside the record."""
+    return next(
+        (place for place in (Path(path), folder / path, folder / Path(path).name) if place.is_file()), None
+    )
+
+
+def _hint(record: str | Path) -> str:
+    return f"sprat prove --replay {shlex.quote(str(record))}"
+
+
+def _others(folder: Path) -> str:
+    """What else is measured in a folder of records, and the command that does it again."""
+    commands = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            said = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            continue
+        if isinstance(said, dict) and said.get("schema") == "sprat.bench/1":
+            commands.append(
+                f"  sprat bench {said['file']} --threads {said['threads']} --runs {said['runs']} --json"
+            )
+    if not commands:
+        return ""
+    return (
+        ". It has speeds (sprat.bench/1), which are this machine's own; measure them again with\n"
+        + "\n".join(commands)
+    )
