@@ -22,7 +22,8 @@ from sprat.level.limits import Limits
 from sprat.progress import Progress, silent
 from sprat.prove import curve
 from sprat.prove import text as texts
-from sprat.prove.proof import machine, prove, sha256, versions
+from sprat.prove.environment import machine, sha256, versions
+from sprat.prove.proof import prove
 from sprat.recipe import Recipe
 from sprat.sizes import Budget, parse_budget
 

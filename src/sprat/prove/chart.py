@@ -11,6 +11,8 @@ from html import escape
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _DASHES = {"solid": "", "dashed": "7 4", "dotted": "2 3"}
 _LEFT, _TOP, _WIDTH, _HEIGHT, _RIGHT, _BOTTOM = 74, 64, 600, 340, 26, 56
+#: What is this many times smaller than the largest value lies on the bottom edge.
+_DECADES = 1e-9
 #: Height of a line of text, and width of a letter, in pixels.
 _LINE, _LETTER = 15, 6.6
 
@@ -86,7 +88,8 @@ class Chart:
         ys = [y for series in self.series for _, y in series.points]
         ys += [end for series in self.series for pair in series.intervals if pair for end in pair]
         seen = [y for y in ys if y > 0] or [1.0]
-        low, high = min(seen) / 1.3, max(seen) * 1.3
+        high = max(seen) * 1.3
+        low = max(min(seen) / 1.3, high * _DECADES)
         left, right = min(xs), max(xs)
         margin = 0.06 * (right - left) or 0.1 * right or 1.0
         left, right = max(0.0, left - margin), right + margin
