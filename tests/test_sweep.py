@@ -154,6 +154,12 @@ def test_an_interrupted_sweep_goes_on(copy, tiny, starts, done):
     assert [r["metrics"] for r in result["rows"]] == [r["metrics"] for r in done[1]["rows"]]
 
 
+def test_a_curve_that_was_not_reached_is_made(copy, tiny, starts, done):
+    result = again(tiny, copy(lambda result: result.update(curve=[])))
+    assert starts == {"fits": 1, "proofs": []}
+    assert result["curve"] == done[1]["curve"]
+
+
 def test_a_file_that_is_gone_before_it_was_measured_is_fitted_again(copy, tiny, starts, done):
     folder = copy(lambda result: result["rows"][1].pop("metrics"), files=False)
     result = again(tiny, folder)

@@ -73,9 +73,9 @@ def sweep(
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
     result = _resume(folder, fixed)
     result["command"] = _command(str(model), wanted, folder, text, settings, keep)
-    if missing := [
-        b for b in _distinct(wanted) if _row(result, b) is None or _lost(folder, _row(result, b), text)
-    ]:
+    rows = {row["budget"]: row for row in result["rows"]}
+    missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
+    if missing or not result["curve"]:
         job = jobs.start(model, given, seed, recipe, progress)
         result["model"] = _model(job, result)
         jobs.sense(job, seed)
@@ -200,14 +200,12 @@ def _distinct(budgets: Sequence[Budget]) -> list[Budget]:
     return list({str(budget): budget for budget in budgets}.values())
 
 
-def _row(result: dict[str, Any], budget: Budget) -> dict[str, Any] | None:
-    return next((row for row in result["rows"] if row["budget"] == str(budget)), None)
-
-
 def _lost(folder: Path, row: dict[str, Any] | None, text: str | Path | None) -> bool:
-    """Whether a row was left unmeasured and its file is gone."""
-    unmeasured = row is not None and text is not None and "bytes" in row and "metrics" not in row
-    return unmeasured and not (row and "file" in row and (folder / row["file"]).is_file())
+    """Whether there is no row, or one that was left unmeasured and whose file is gone."""
+    if row is None:
+        return True
+    unmeasured = text is not None and "bytes" in row and "metrics" not in row
+    return unmeasured and not ("file" in row and (folder / row["file"]).is_file())
 
 
 def _command(

@@ -71,6 +71,7 @@ class Chart:
         drawn, height = self._legend(bottom + _BOTTOM)
         out.extend(drawn)
         for note in self.notes:
+            height += 4
             out.append(_text(16, height + _LINE, note, "fill='#555' font-size='11'"))
             height += _LINE
         w, h = _LEFT + _WIDTH + _RIGHT, height + _LINE
