@@ -18,6 +18,7 @@ from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.job import Job
 from sprat.level import predict, rounding, search
 from sprat.level.check import held_out_kl
+from sprat.level.curve import curve
 from sprat.level.limits import LAYOUT_BITS, Limits
 from sprat.level.rounding import Rounded
 from sprat.level.targets import Targets
@@ -149,14 +150,14 @@ def plan(
         for b in budgets
     ]
     jobs.sense(job, seed)
-    spreads, overhead, trellis = jobs.spreads(job), jobs.overhead(job), bool(job.recipe.trellis)
+    spreads, overhead, rates = jobs.spreads(job), jobs.overhead(job), curve(job.recipe)
     floor = jobs.floor(job, spreads, overhead)
     rows = []
     for size in sizes:
         search.refuse_impossible(size, job.source.original_bytes, floor, job.source.name)
-        level = search.level_for(search.AIM * size, spreads, trellis, overhead + jobs.reserve(job))
-        nbytes = overhead + jobs.reserve(job) + round(predict.predicted_bits(spreads, level, trellis) / 8)
-        kl = predict.predicted_kl(spreads, level, trellis)
+        level = search.level_for(search.AIM * size, spreads, rates, overhead + jobs.reserve(job))
+        nbytes = overhead + jobs.reserve(job) + round(predict.predicted_bits(spreads, level, rates) / 8)
+        kl = predict.predicted_kl(spreads, level, rates)
         rows.append(PlanRow(size, nbytes, kl, 8 * nbytes / job.weights, level))
     return rows
 
@@ -188,18 +189,19 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
         search.refuse_impossible(limits.file, job.source.original_bytes, floor, job.source.name)
     else:
         overhead, held_back = limits.cache + round(job.weights * LAYOUT_BITS / 8), 0
-    trellis, attempt = bool(job.recipe.trellis), 0
+    attempt = 0
     while True:
+        rates = curve(job.recipe)
         with job.stage("rounding"):
             fitted = search.search(
                 limits.target - held_back,
                 spreads,
-                trellis,
+                rates,
                 overhead,
                 lambda level: jobs.build(job, level),
                 _weigh(job, limits),
             )
-        predicted = predict.predicted_kl(spreads, fitted.level, trellis)
+        predicted = predict.predicted_kl(spreads, fitted.level, rates)
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
             measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)

@@ -19,6 +19,7 @@ from sprat.coding.tensors import Entry
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
 from sprat.level.check import rebuilt
+from sprat.level.curve import curve
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
@@ -251,6 +252,5 @@ def overhead(job: Job) -> int:
 def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
     """The smallest budget that works: what is left when nearly every weight is zero."""
     return round(
-        (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, bool(job.recipe.trellis)) / 8) * 1.01
-        + reserve(job)
+        (overhead + predict.predicted_bits(spreads, FLOOR_LEVEL, curve(job.recipe)) / 8) * 1.01 + reserve(job)
     )

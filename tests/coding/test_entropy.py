@@ -107,15 +107,21 @@ def test_integers_that_the_trellis_cannot_reach_are_refused(trellis: int) -> Non
         entropy.encode(bad, entropy.prior_tables())
 
 
-def test_prior_has_the_deviation_of_its_bucket() -> None:
+def test_prior_is_what_rounding_gives() -> None:
     bits = entropy.prior_tables().bits(4000).astype(np.float64)
     k = np.arange(-4000, 4001)
     p = np.exp2(-bits)
     assert np.abs(p.sum(-1) - 1).max() < 0.02
-    for b in range(8, BUCKETS - 1):
+    rng = np.random.default_rng(0)
+    draws = np.concatenate([rng.normal(size=200_000), rng.laplace(size=200_000) / np.sqrt(2)])
+    for b in range(16, BUCKETS - 1):
         std = 2 ** ((b - 24) / 4)
         near = np.abs(k) <= 6 * std + 1  # beyond lie the escapes, whose price is no probability to speak of
-        assert np.sqrt((p[0, b] * k**2)[near].sum() / p[0, b, near].sum()) == pytest.approx(std, rel=0.1)
+        rounded = np.rint(std * draws)
+        rounded = rounded[np.abs(rounded) <= 6 * std + 1]
+        assert np.sqrt((p[0, b] * k**2)[near].sum() / p[0, b, near].sum()) == pytest.approx(
+            rounded.std(), rel=0.05
+        )
 
 
 def test_bits_price_every_symbol() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from sprat.errors import BudgetError
+from sprat.level.curve import curve
 from sprat.level.predict import Spread, predicted_bits
 from sprat.level.search import LEAST, ROUNDS, Fitted, level_for, refuse_impossible, search
+from sprat.recipe import Recipe
 
 OVERHEAD = 400_000
 
@@ -24,7 +26,7 @@ def spreads(weights: float = 2e7) -> list[Spread]:
 
 def nbytes(level: float, overhead: float = OVERHEAD, error: Callable[[float], float] = lambda _: 1.0) -> int:
     """What a file weighs: the prediction times an error that depends on the rate, and another overhead."""
-    bits = predicted_bits(spreads(), level, True)
+    bits = predicted_bits(spreads(), level, curve(Recipe()))
     return int(overhead + bits / 8 * error(bits / 2e7))
 
 
@@ -35,7 +37,7 @@ def run(budget: int, weigh: Callable[[float], int]) -> tuple[Fitted, list[float]
         tried.append(level)
         return SimpleNamespace(level=level), SimpleNamespace(nbytes=weigh(level))
 
-    return search(budget, spreads(), True, OVERHEAD, cast(Any, build)), tried
+    return search(budget, spreads(), curve(Recipe()), OVERHEAD, cast(Any, build)), tried
 
 
 @pytest.mark.parametrize("budget", [1_200_000, 2_000_000, 5_000_000, 9_000_000, 20_000_000])
@@ -75,7 +77,7 @@ def test_a_floor_under_the_files_gives_the_largest_that_fits() -> None:
 
 
 def test_level_for_hits_its_target() -> None:
-    level = level_for(5_000_000, spreads(), True, OVERHEAD)
+    level = level_for(5_000_000, spreads(), curve(Recipe()), OVERHEAD)
     assert nbytes(level) == pytest.approx(5_000_000, rel=1e-4)
 
 

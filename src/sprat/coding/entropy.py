@@ -38,7 +38,7 @@ def raw_bits(bucket: int) -> int:
 
 
 def bucket_std(bucket: int | np.ndarray) -> float | np.ndarray:
-    """The standard deviation of the symbol that a bucket stands for."""
+    """The standard deviation, in symbols, of what is rounded in a bucket."""
     return 2.0 ** ((bucket - ZERO) / 4)
 
 
@@ -59,14 +59,18 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.symbols + other.symbols, self.extra + other.extra)
 
-    def entropy(self) -> float:
-        """Bits of the empirical conditional entropy given (quantizer, bucket), raw bits included."""
+    def entropies(self) -> np.ndarray:
+        """(BUCKETS,): bits of the empirical entropy given (quantizer, bucket), raw bits included."""
         c = self.symbols.astype(np.float64)
         total = c.sum(-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
-            bits = -np.nansum(c * np.log2(c / total))
+            bits = -np.nansum(c * np.log2(c / total), axis=(0, 2))
         raw = np.array([raw_bits(b) for b in range(BUCKETS)])
-        return float(bits + (c[:, :, :-1].sum(-1) * raw).sum() + self.extra.sum())
+        return bits + c[:, :, :-1].sum((0, 2)) * raw + self.extra.sum(0)
+
+    def entropy(self) -> float:
+        """Bits of all buckets."""
+        return float(self.entropies().sum())
 
 
 def count(lattices: Iterable[Lattice], threads: int = 1) -> Counts:
@@ -229,10 +233,10 @@ def classes(row_std: np.ndarray, col_std: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @functools.cache
 def prior_tables() -> Tables:
-    """Tables before anything was counted: a bucket is half a rounded Laplace, half a rounded Gaussian."""
+    """Tables before anything was counted: in a bucket lies half a rounded Laplace, half a rounded Gaussian."""
     symbols = np.zeros((2, BUCKETS, CELLS))
     for b in range(BUCKETS):
-        spread = _spread(float(bucket_std(b)))
+        spread = float(bucket_std(b))
         reach = np.arange(0, math.ceil(16 * spread) + 8)
         middle = 2 ** (cell_bits(b) - 1) - 1
         h = np.concatenate([-reach[:0:-1], reach]) >> raw_bits(b)
@@ -245,19 +249,6 @@ def prior_tables() -> Tables:
             np.add.at(symbols[z, b], cell, np.concatenate([half[:0:-1], half]))
     counts = np.rint(np.maximum(symbols, 0) * 2**24).astype(np.uint64)
     return Tables.from_counts(Counts(counts, np.zeros((2, BUCKETS), np.uint64)))
-
-
-def _spread(std: float) -> float:
-    """Deviation of the continuous variable whose rounding has deviation `std`."""
-    if std > 2:
-        return math.sqrt(std * std - 1 / 12)
-    k = np.arange(0, 40)
-    low, high = 1e-3, std + 1
-    for _ in range(40):
-        middle = (low + high) / 2
-        p = np.diff(_cdf(k + 0.5, middle))
-        low, high = (middle, high) if 2 * (p * k[1:] ** 2).sum() < std * std else (low, middle)
-    return high
 
 
 def _cdf(x: np.ndarray, std: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Contexts of the entropy coder: bucket b expects integers of standard deviation 2 ** ((b - ZERO) / 4).
+#: Contexts of the entropy coder: in bucket b values of standard deviation 2 ** ((b - ZERO) / 4) were rounded.
 BUCKETS = 64
 ZERO = 24
 #: bucket of element (i, j) = clip(row_class[i] + col_class[j] - OFFSET, 0, BUCKETS - 1).

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sprat.coding import entropy
 from sprat.coding.tensors import Entry, Lattice
-from sprat.level.predict import Spread
+from sprat.level.predict import Spread, echo
 from sprat.level.targets import Target, Targets
 from sprat.methods import METHODS
 from sprat.methods.waterlevel import choose_steps
@@ -43,7 +43,8 @@ def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress =
 
 def _spread(targets: Targets, target: Target, level: float, recipe: Recipe) -> Spread:
     u = targets.factor(target)
-    return Spread.of(choose_steps(target.w, u.diagonal(), target.g, level, recipe), level)
+    steps = choose_steps(target.w, u.diagonal(), target.g, level, recipe)
+    return Spread.of(steps, level, echo(u, steps) if recipe.feedback else 0.0)
 
 
 def round_model(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sprat.coding.container import Assembled
 from sprat.errors import BudgetError
+from sprat.level.curve import Curve
 from sprat.level.predict import Spread, predicted_bits, solve_level
 from sprat.level.rounding import Rounded
 from sprat.sizes import format_bytes
@@ -15,7 +16,7 @@ from sprat.sizes import format_bytes
 #: A file is accepted between this share of the budget and the budget.
 LEAST = 0.99
 #: What the search aims at, and what it is content with in its first rounds: a last percent is worth 5 % of the KL.
-AIM, CONTENT = 0.9985, 0.996
+AIM, CONTENT = 0.998, 0.996
 EAGER = 3
 ROUNDS = 6
 
@@ -37,7 +38,7 @@ def file_bytes(_: Rounded, file: Assembled) -> int:
 def search(
     budget: int,
     spreads: list[Spread],
-    trellis: bool,
+    curve: Curve,
     overhead: int,
     build: Callable[[float], tuple[Rounded, Assembled]],
     weigh: Callable[[Rounded, Assembled], int] = file_bytes,
@@ -54,7 +55,7 @@ def search(
     weighed: list[tuple[float, int]] = []  # predicted coded bytes, and real ones
     for attempt in range(ROUNDS):
         level = solve_level(
-            lambda x: predicted_bits(spreads, x, trellis) / 8, _aim(weighed, AIM * budget, overhead)
+            lambda x: predicted_bits(spreads, x, curve) / 8, _aim(weighed, AIM * budget, overhead)
         )
         if not low < level < high:
             level = math.sqrt(low * high) if high < math.inf else 2 * low
@@ -68,7 +69,7 @@ def search(
                 return best
         else:
             low = max(low, level)
-        weighed.append((predicted_bits(spreads, level, trellis) / 8, nbytes))
+        weighed.append((predicted_bits(spreads, level, curve) / 8, nbytes))
         del rounded, file  # two bytes a weight, which the next build needs
     if best is None:
         raise BudgetError(f"no level fits {format_bytes(budget)} after {ROUNDS} tries; allow a little more")
@@ -91,9 +92,9 @@ def _aim(weighed: list[tuple[float, int]], target: float, overhead: int) -> floa
     return max(predicted + (target - nbytes) / min(max(slope, 0.25), 4.0), 1.0)
 
 
-def level_for(target: float, spreads: list[Spread], trellis: bool, overhead: int) -> float:
+def level_for(target: float, spreads: list[Spread], curve: Curve, overhead: int) -> float:
     """The level whose predicted file weighs `target` bytes."""
-    return solve_level(lambda level: overhead + predicted_bits(spreads, level, trellis) / 8, target)
+    return solve_level(lambda level: overhead + predicted_bits(spreads, level, curve) / 8, target)
 
 
 def refuse_impossible(budget: int, original: int, floor: int, name: str) -> None:
