@@ -55,6 +55,12 @@ class ToyEngine:
             self.tokens += len(new)
         return np.stack([self._logits(session.ids) for session in sessions])
 
+    def step_all(self, sessions, ids):
+        return [
+            np.stack([self.step([session], [[token]])[0] for token in new])
+            for session, new in zip(sessions, ids, strict=True)
+        ]
+
     def all_logits(self, ids):
         return np.stack([self._logits(ids[: i + 1]) for i in range(len(ids))])
 

@@ -12,8 +12,9 @@ from sprat.cli.main import VERBS, main
 
 
 @pytest.fixture
-def run(capfd):
+def run(capfd, tmp_path, monkeypatch):
     """Run the command line: (status, standard output, standard error)."""
+    monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
 
     def call(*argv):
         capfd.readouterr()
@@ -63,6 +64,8 @@ def test_version_and_help(run):
         (["run", "f", "p", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["run", "f", "p", "more"], "unknown argument 'more'"),
         (["prove", "f", "--text", "t"], "the following arguments are required: --against"),
+        (["prove"], "the following arguments are required: FILE, --against, --text"),
+        (["prove", "f", "--agianst", "m"], "unknown argument '--agianst' (did you mean '--against'?)"),
         (["export", "f", "dir"], "the following arguments are required: --to"),
     ],
 )
@@ -184,7 +187,7 @@ def test_run_reads_standard_input(run, tiny, monkeypatch):
     assert piped == run("run", tiny.file, "the cat", "--max-tokens", "4", "--raw")
 
 
-def test_prove_prints_figures_with_intervals(run, tiny):
+def test_prove_prints_figures_with_intervals(run, tiny, tmp_path):
     argv = (
         "prove",
         tiny.file,
@@ -201,9 +204,14 @@ def test_prove_prints_figures_with_intervals(run, tiny):
     assert status == 0
     assert "95 % interval" in out
     assert "300 tokens scored in 20 contexts of 32" in out
+    assert "probability shift, RMS" in out
+    assert "written here" in out
     assert "comparing the two models" in err
-    status, out, _ = run(*argv, "--json")
+    status, out, _ = run(*argv, "--json", "--no-speed", "--report", tmp_path / "proof")
     said = json.loads(out)
+    assert said == json.loads((tmp_path / "proof" / "result.json").read_text("utf-8"))
+    assert len(said["generations"]["prompts"]) == 8
+    assert "energy_note" not in said["cost"]
     assert said["schema"] == "sprat.proof/2"
     assert said["file"]["bytes"] == tiny.file.stat().st_size
     assert 0 < said["metrics"]["kl"]["low"] < said["metrics"]["kl"]["value"]

@@ -57,6 +57,10 @@ class Engine(Protocol):
         """
         ...
 
+    def step_all(self, sessions: Sequence[Session], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As `step`, with the logits behind every token: float32 (len(ids[i]), vocabulary) for each i."""
+        ...
+
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 (len(ids), vocabulary) of a text of its own: row i is what follows ids[: i + 1]."""
         ...

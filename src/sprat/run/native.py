@@ -149,6 +149,11 @@ class NativeEngine:
         """
         return self._step(sessions, ids, len(sessions), False)
 
+    def step_all(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As `step`, with the logits behind every token: float32 (len(ids[i]), vocabulary) for each i."""
+        lengths = [len(tokens) for tokens in ids]
+        return np.split(self._step(sessions, ids, sum(lengths), True), np.cumsum(lengths)[:-1])
+
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Float32 (len(ids), vocabulary): the logits behind each token of a text of its own."""
         session = self.session(min(max(1, len(ids)), self.context))

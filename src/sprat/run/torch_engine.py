@@ -80,25 +80,25 @@ class TorchEngine:
         return TorchSession(check_context(context, self.context))
 
     def step(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> np.ndarray:
-        if len(sessions) != len(ids):
-            raise RequestError(f"{len(sessions)} sessions, but {len(ids)} lists of tokens")
-        if len({id(session) for session in sessions}) != len(sessions):
-            raise RequestError("a session stands twice in one step")
-        for session, new in zip(
-            sessions, ids, strict=True
-        ):  # all or none: no session moves before all are right
-            self._check(new, session.length, session.context)
-            if session.cache is None:
-                raise RequestError("the session is closed")
+        self._check_open(sessions, ids)
         out = np.empty((len(sessions), self.vocabulary), np.float32)
         for row, session, new in zip(out, sessions, ids, strict=True):
-            try:
-                row[:] = self._forward(new, session.cache, last=True)[-1]
-            except BaseException:  # some layers may hold the new tokens and some not
-                session.close()
-                raise
-            session.length += len(new)
+            row[:] = self._append(session, new, last=True)[-1]
         return out
+
+    def step_all(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        self._check_open(sessions, ids)
+        return [self._append(session, new, last=False) for session, new in zip(sessions, ids, strict=True)]
+
+    def _append(self, session: Any, ids: Sequence[int], last: bool) -> np.ndarray:
+        """float32 (1 if last else len(ids), vocabulary)."""
+        try:
+            logits = self._forward(ids, session.cache, last)
+        except BaseException:  # some layers may hold the new tokens and some not
+            session.close()
+            raise
+        session.length += len(ids)
+        return logits
 
     def all_logits(self, ids: Sequence[int]) -> np.ndarray:
         self._check(ids, 0, self.context)
@@ -116,6 +116,17 @@ class TorchEngine:
                 logits_to_keep=1 if last else 0,
             )
         return out.logits[0].float().numpy()
+
+    def _check_open(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> None:
+        """All or none: no session moves before all are right."""
+        if len(sessions) != len(ids):
+            raise RequestError(f"{len(sessions)} sessions, but {len(ids)} lists of tokens")
+        if len({id(session) for session in sessions}) != len(sessions):
+            raise RequestError("a session stands twice in one step")
+        for session, new in zip(sessions, ids, strict=True):
+            self._check(new, session.length, session.context)
+            if session.cache is None:
+                raise RequestError("the session is closed")
 
     def _check(self, ids: Sequence[int], length: int, context: int) -> None:
         if not ids:

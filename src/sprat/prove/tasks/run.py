@@ -1,0 +1,121 @@
+"""`run_tasks`: the same questions to both models, one entry of the proof's `tasks` for each task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sprat.errors import ProofError
+from sprat.progress import Progress, silent
+from sprat.prove.intervals import Estimate, estimate, resample
+from sprat.prove.tasks import files
+from sprat.prove.tasks.local import Outcome, answer
+from sprat.prove.tasks.pairs import paired
+from sprat.prove.tasks.requests import Scorer, words, words_of_transformers
+
+if TYPE_CHECKING:
+    from sprat.coding.container import Artifact
+    from sprat.source.load import Source
+
+
+def run_tasks(
+    original: Source,
+    compressed: Artifact,
+    names: Sequence[str],
+    items: int | None = None,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Entries of the proof's `tasks` (docs/tasks.md), JSON-able.
+
+    names: JSON-lines files (what ends in .jsonl or .json, or holds a slash), else tasks or groups of
+    lm-evaluation-harness. items: at most so many of each task, evenly spread. engine, threads: what computes the
+    file, as `sprat.run.engine.open_engine` takes it. seed: of the bootstrap of perplexities. Every file is read
+    before a model is asked anything; `ProofError` where one cannot be, or a name is unknown.
+    """
+    check_items(items)
+    local = {name: files.read(name, items) for name in names if is_file(name)}
+    others = [name for name in names if name not in local]
+    harness = None
+    if others:
+        from sprat.prove.tasks.harness import Harness
+
+        harness = Harness(others, items)
+    scorers = original_scorer(original), compressed_scorer(compressed, engine, threads)
+    entries = [_local(task, scorers, seed, progress) for task in local.values()]
+    return entries + (harness.run(scorers, progress) if harness else [])
+
+
+def is_file(name: str) -> bool:
+    """Is it questions that are meant, and not a task of lm-evaluation-harness (by name, or its own .yaml)?"""
+    if name.endswith(".yaml"):
+        return False
+    return name.endswith((".jsonl", ".json")) or "/" in name or Path(name).is_file()
+
+
+def check_items(items: int | None) -> None:
+    if items is not None and items < 1:
+        raise ProofError(f"a task needs at least one item, not {items}")
+
+
+def original_scorer(source: Source) -> Scorer:
+    from sprat.prove.tasks.torch_scorer import TorchScorer
+
+    return TorchScorer(source.model, words_of_transformers(source.tokenizer))
+
+
+def compressed_scorer(artifact: Artifact, engine: str = "auto", threads: int | None = None) -> Scorer:
+    """Through the engine; `engine` "torch" (or no native engine for this model) is torch in batches."""
+    from sprat.prove.tasks.engine_scorer import EngineScorer
+    from sprat.run.engine import open_engine
+    from sprat.run.tokenizer import open_tokenizer
+
+    return EngineScorer(open_engine(artifact, threads, kind=engine), words(open_tokenizer(artifact)))
+
+
+def _local(task: files.Task, scorers: tuple[Scorer, Scorer], seed: int, progress: Progress) -> dict[str, Any]:
+    outcomes, seconds = [], []
+    for scorer, side in zip(scorers, ("original", "compressed"), strict=True):
+        started = time.perf_counter()
+        outcomes.append(answer(scorer, task, f"{task.name}: {side}", progress))
+        seconds.append(round(time.perf_counter() - started, 3))
+    before, after = outcomes
+    entry = {
+        "name": task.name,
+        "metric": "acc",
+        **paired(before.right, after.right).to_json(),
+        "chance": task.chance,
+        "format": task.format,
+        "source": {"path": task.path, "bytes": task.nbytes, "sha256": task.sha256, "items": task.found},
+        "seconds": dict(zip(("original", "compressed"), seconds, strict=True)),
+    }
+    if task.cloze:
+        return entry | _perplexities(before, after, seed)
+    if task.format == "blimp":  # whole sentences, which nobody divides by their length
+        return entry
+    return entry | {"acc_norm": paired(before.right_by_bytes, after.right_by_bytes).to_json()}
+
+
+def _perplexities(before: Outcome, after: Outcome, seed: int) -> dict[str, Any]:
+    """Of an answer, as lm-evaluation-harness has it for LAMBADA: exp of the mean, over questions, of −log p."""
+    sums = np.stack([before.nll, after.nll, np.ones(len(before.nll))], axis=1)
+    draws = resample(sums, seed=seed)
+    figures = {
+        "perplexity_original": lambda s: np.exp(s[..., 0] / s[..., 2]),
+        "perplexity_compressed": lambda s: np.exp(s[..., 1] / s[..., 2]),
+        "perplexity_ratio": lambda s: np.exp((s[..., 1] - s[..., 0]) / s[..., 2]),
+    }
+    return {name: _json(estimate(sums, draws, statistic)) for name, statistic in figures.items()}
+
+
+def _json(found: Estimate) -> dict[str, Any]:
+    """JSON has no infinity: an interval that cannot be had is null."""
+    return {name: value if math.isfinite(value) else None for name, value in found.to_json().items()}
