@@ -18,9 +18,10 @@ from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.fit import finish
 from sprat.job import Job
 from sprat.level import bound, predict, search
+from sprat.level.curve import curve
 from sprat.level.limits import Limits
 from sprat.progress import Progress, silent
-from sprat.prove import curve
+from sprat.prove import quality
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.proof import prove
@@ -96,14 +97,14 @@ def sweep(
             _save(folder, result)
         if not keep and "file" in row:
             (folder / row.pop("file")).unlink(missing_ok=True)
-    result["knee"] = curve.knee(
-        [(row["bytes"], curve.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]
+    result["knee"] = quality.knee(
+        [(row["bytes"], quality.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]
     )
     result |= {"versions": versions(), "machine": machine()}
     _save(folder, result)
     if any("bytes" in row for row in result["rows"]):
-        _put(folder / "curve.svg", curve.chart(result).svg())
-        _put(folder / "README.md", curve.readme(result))
+        _put(folder / "curve.svg", quality.chart(result).svg())
+        _put(folder / "README.md", quality.readme(result))
     return result
 
 
@@ -135,17 +136,17 @@ def _predicted(job: Job, spreads: list[predict.Spread], sizes: list[int]) -> lis
     """[{bytes, predicted_kl, bound_kl}] over the sizes and a little beyond; None where a size holds no weights."""
     if not sizes:
         return []
-    overhead, fixed, trellis = jobs.overhead(job), jobs.fixed(job), bool(job.recipe.trellis)
+    overhead, fixed, rates = jobs.overhead(job), jobs.fixed(job), curve(job.recipe)
     components = bound.components(job.targets, job.recipe, job.progress)
     out = []
     for size in (
         np.geomspace(min(sizes) / _BEYOND, max(sizes) * _BEYOND, _PLACES).round().astype(int).tolist()
     ):
-        level = search.level_for(size, spreads, trellis, overhead) if size > overhead else None
+        level = search.level_for(size, spreads, rates, overhead) if size > overhead else None
         out.append(
             {
                 "bytes": size,
-                "predicted_kl": level and predict.predicted_kl(spreads, level, trellis),
+                "predicted_kl": level and predict.predicted_kl(spreads, level, rates),
                 "bound_kl": components.kl_at(8 * (size - fixed)) if size > fixed else None,
             }
         )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sprat.prove.chart import Chart, Series, linear_ticks, log_ticks
-from sprat.prove.curve import knee
+from sprat.prove.quality import knee
 
 
 def drawn(chart):

@@ -80,7 +80,7 @@ def execute(arguments: argparse.Namespace) -> None:
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    from sprat.prove.curve import kl_of
+    from sprat.prove.quality import kl_of
 
     lines = []
     for row in result["rows"]:
