@@ -100,10 +100,10 @@ def readme(result: dict[str, Any]) -> str:
     failed = [row for row in result["rows"] if "failed" in row]
     model, settings = result["model"], result["settings"]
     said = [f"# {model['name']} at {len(rows)} budgets", ""]
-    said.append(
-        f"{format_bytes(model['bytes'])} in bf16, {model['weights']:,} weights; calibrated on "
-        f"{', '.join(settings['calibrate'])}, seed {settings['seed']}."
-    )
+    own = settings["calibrate"] == ["self"]
+    on = "text that it wrote itself" if own else ", ".join(settings["calibrate"])
+    size = f"{format_bytes(model['bytes'])} in bf16, {model['weights']:,} weights"
+    said.append(f"{size}; calibrated on {on}, seed {settings['seed']}.")
     if text := result.get("text"):
         tokens = settings["tokens"] or 40 * settings["context"]
         said.append(
