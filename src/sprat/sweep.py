@@ -86,6 +86,7 @@ def sweep(
             result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
             _save(folder, result)
         result["curve"] = _predicted(job, spreads, [r["bytes"] for r in result["rows"] if "bytes" in r])
+        _save(folder, result)
         del job, spreads  # the measurements need its memory
     for row in result["rows"]:
         if text is not None and "bytes" in row and "metrics" not in row:
