@@ -116,11 +116,15 @@ class Chart:
         placed: list[tuple[float, float, float]] = []  # left, right, top
         for top, at, label, colour in words:
             width = _LETTER * len(label)
-            left = at + 9 if at + 9 + width < _LEFT + _WIDTH + _RIGHT else at - 9 - width
+            right = at + 9 + width < _LEFT + _WIDTH + _RIGHT
+            left = at + 9 if right else at - 9 - width
             while any(left < r and l < left + width and abs(top - t) < _LINE for l, r, t in placed):
                 top += 2
             placed.append((left, left + width, top))
-            out.append(_text(left, top + 4, label, f"fill='{colour}'"))
+            anchor = "start" if right else "end"
+            out.append(
+                _text(at + (9 if right else -9), top + 4, label, f"fill='{colour}' text-anchor='{anchor}'")
+            )
         return out
 
     def _legend(self, top: float) -> tuple[list[str], float]:
