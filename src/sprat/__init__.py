@@ -1,7 +1,7 @@
 """sprat fits a language model into the bytes you have, proves what that cost, and runs the result.
 
 The verbs of the command line are the functions of this module: `load`, `fit`, `plan`, `open`, `prove`,
-`export`. They are imported when first used, so that `import sprat` needs neither torch nor time.
+`sweep`, `export`. They are imported when first used, so that `import sprat` needs neither torch nor time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sprat.prove.proof import prove as prove
     from sprat.run.export import export as export
     from sprat.source.load import load as load
+    from sprat.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -30,12 +31,13 @@ _VERBS = {
     "plan": "sprat.fit",
     "open": "sprat.coding.container",
     "prove": "sprat.prove.proof",
+    "sweep": "sprat.sweep",
     "export": "sprat.run.export",
 }
 #: what `pip install 'sprat[fit]'` brings
 _FIT_EXTRA = {"torch", "transformers", "safetensors", "gguf", "huggingface_hub"}
 
-__all__ = ["SpratError", "__version__", "export", "fit", "load", "open", "plan", "prove"]
+__all__ = ["SpratError", "__version__", "export", "fit", "load", "open", "plan", "prove", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

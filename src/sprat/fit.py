@@ -109,7 +109,14 @@ def fit(
     )
     jobs.sense(job, seed)
     spreads = jobs.spreads(job)
-    limits = bounds.nearer(job, limits_of(job.source), spreads)
+    return finish(job, bounds.nearer(job, limits_of(job.source), spreads), spreads, out)
+
+
+def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -> FitResult:
+    """The rest of a fit, behind the statistics: round to the limits, check, heal, write.
+
+    Statistics that turn out not to deserve trust change `job`'s recipe and targets: give a copy to use it again.
+    """
     fitted, predicted, unhealed = _fitted(job, limits, spreads)
     measured = unhealed
     if job.recipe.heal:

@@ -241,10 +241,14 @@ def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None
     )
 
 
+def fixed(job: Job) -> int:
+    """Bytes of the file that have nothing to do with any rounding: tokenizer, header, norms."""
+    return _assemble(job, job.targets.dense(), None, 0.0).nbytes
+
+
 def overhead(job: Job) -> int:
-    """Bytes of the file that no level changes: tokenizer, header, norms, and seven bits for each scale and class."""
-    fixed = _assemble(job, job.targets.dense(), None, 0.0).nbytes
-    return fixed + job.targets.vectors() * 7 // 8 + 4096
+    """Bytes of the file that no level changes: `fixed`, and seven bits for each scale and class."""
+    return fixed(job) + job.targets.vectors() * 7 // 8 + 4096
 
 
 def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:

@@ -158,6 +158,22 @@ def add_ram(parser: argparse.ArgumentParser) -> None:
     add_cache(parser)
 
 
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """How much of a text is read, and how: the same for `sweep` and `compare`."""
+    parser.add_argument(
+        "--tokens",
+        type=whole,
+        metavar="N",
+        help="tokens of text to read, spread evenly (default 40 contexts)",
+    )
+    parser.add_argument(
+        "--context", type=whole, default=512, metavar="N", help="tokens a context (default 512)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", help="compute the models in float32 (default) or bfloat16"
+    )
+
+
 def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed and recipe."""
     given: list[str] = arguments.calibrate or ["self"]

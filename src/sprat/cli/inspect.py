@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +54,7 @@ def execute(arguments: argparse.Namespace) -> None:
     cache = _cache(artifact, arguments)
     title = f"{arguments.file.name}: {artifact.config.get('model_type', 'model')}"
     if arguments.svg is not None:
-        partial = arguments.svg.with_name(arguments.svg.name + f".partial-{os.getpid()}")
-        partial.write_text(svg(found, title), encoding="utf-8")
-        partial.replace(arguments.svg)
+        terminal.write_file(arguments.svg, svg(found, title))
     if arguments.json:
         terminal.write_json(_json(arguments.file, artifact) | ({"cache": cache} if cache else {}))
     else:

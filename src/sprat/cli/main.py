@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import bench, chat, export, fit, inspect, plan, prove, run, serve
+from sprat.cli import anatomy, bench, chat, compare, export, fit, inspect, plan, prove, run, serve, sweep
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 
@@ -24,6 +24,9 @@ VERBS: dict[str, ModuleType] = {
     "bench": bench,
     "prove": prove,
     "export": export,
+    "compare": compare,
+    "sweep": sweep,
+    "anatomy": anatomy,
 }
 
 _EXAMPLES = """examples:

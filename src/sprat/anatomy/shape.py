@@ -1,0 +1,261 @@
+"""The shape of a decoder-only transformer: from a Hugging Face config, or from numbers.
+
+Counts follow transformers' own modules, family by family: tests build each one on the meta device and compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sprat.errors import SourceError, nearest
+
+
+@dataclass(frozen=True)
+class Map:
+    """One linear map y = W x (+ b) of a layer, W: (rows, columns)."""
+
+    name: str
+    rows: int
+    columns: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder: `layers` equal layers of attention and feed-forward between an embedding and a head.
+
+    norm_values: parameters of one norm over the width (2 x width for a LayerNorm with bias); norms: how many a layer
+    has (and the model one more); head_norms: parameters of the norms on queries and keys in a layer; positions: learned
+    position embeddings; windows: tokens that each layer's attention sees, 0 for all.
+    """
+
+    family: str
+    layers: int
+    width: int
+    ffn: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    gated: bool
+    query_bias: bool = False
+    output_bias: bool = False
+    ffn_bias: bool = False
+    norms: int = 2
+    norm_values: int = 0
+    head_norms: int = 0
+    positions: int = 0
+    windows: tuple[int, ...] = ()
+
+    @cached_property
+    def maps(self) -> tuple[Map, ...]:
+        """The linear maps of one layer."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        up = ("gate", "up") if self.gated else ("up",)
+        return (
+            Map("query", query, self.width, self.query_bias),
+            Map("key", key, self.width, self.query_bias),
+            Map("value", key, self.width, self.query_bias),
+            Map("output", self.width, query, self.output_bias),
+            *(Map(name, self.ffn, self.width, self.ffn_bias) for name in up),
+            Map("down", self.width, self.ffn, self.ffn_bias),
+        )
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """Parameters by part; a tied head is counted once, as the embedding."""
+        attention = sum(m.weights for m in self.maps[:4])
+        feed_forward = sum(m.weights for m in self.maps[4:])
+        biases = sum(m.rows for m in self.maps if m.bias)
+        small = self.layers * (self.norms * self.norm_values + self.head_norms + biases) + self.norm_values
+        found = {
+            "embedding": self.vocabulary * self.width,
+            "head": 0 if self.tied else self.vocabulary * self.width,
+            "positions": self.positions * self.width,
+            "attention": self.layers * attention,
+            "feed-forward": self.layers * feed_forward,
+            "norms and biases": small,
+        }
+        return {name: count for name, count in found.items() if count}
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def outside(self) -> int:
+        """Parameters that a method for the layers' maps leaves alone: embedding, head, positions."""
+        return sum(self.parts.get(name, 0) for name in ("embedding", "head", "positions"))
+
+    def flops(self, context: int) -> int:
+        """Floating-point operations of one more token behind `context` tokens: two a weight of each product, the
+        head's among them, and four a value of the keys and values that attention reads; looking up is free."""
+        products = sum(m.weights for m in self.maps) * self.layers + self.vocabulary * self.width
+        seen = sum(min(context, window or context) for window in self._windows)
+        return 2 * products + 4 * self.heads * self.head_dim * seen
+
+    def cache_bytes(self, context: int, bytes_a_value: int = 2) -> int:
+        """The key-value cache of `context` tokens: a layer with a window keeps no more than that."""
+        seen = sum(min(context, window or context) for window in self._windows)
+        return 2 * self.kv_heads * self.head_dim * seen * bytes_a_value
+
+    @property
+    def _windows(self) -> tuple[int, ...]:
+        return self.windows or (0,) * self.layers
+
+
+def from_numbers(
+    width: int,
+    layers: int,
+    ffn: int,
+    vocabulary: int,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    tied: bool = False,
+    gated: bool = True,
+) -> Shape:
+    """A plain decoder: no biases, an RMSNorm before attention and feed-forward. heads default to one for 128 of width
+    (one at least), kv_heads to heads, head_dim to width // heads."""
+    heads = heads or max(1, width // (head_dim or 128))
+    kv_heads = kv_heads or heads
+    if heads % kv_heads:
+        raise SourceError(f"{heads} heads are no multiple of {kv_heads} key-value heads")
+    return Shape(
+        family="decoder",
+        layers=layers,
+        width=width,
+        ffn=ffn,
+        vocabulary=vocabulary,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim or max(1, width // heads),
+        tied=tied,
+        gated=gated,
+        norm_values=width,
+    )
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a model_type differs from Llama. sliding: every `sliding`-th layer sees all where a window is given and
+    layer_types is not (0: none does, -1: windows are not used)."""
+
+    gated: bool = True
+    tied: bool = False
+    query_bias: bool = False
+    biases: bool = False
+    norms: int = 2
+    layer_norm: bool = False
+    head_norm: bool = False
+    positions: bool = False
+    sliding: int = -1
+
+
+#: model_type -> what it is made of
+FAMILIES = {
+    "llama": _Family(),
+    "mistral": _Family(sliding=0),
+    "qwen2": _Family(query_bias=True, sliding=0),
+    "qwen3": _Family(head_norm=True, sliding=0),
+    "phi3": _Family(sliding=0),
+    "gemma": _Family(tied=True),
+    "gemma2": _Family(tied=True, norms=4, sliding=2),
+    "gemma3_text": _Family(tied=True, norms=4, head_norm=True, sliding=6),
+    "gpt2": _Family(gated=False, tied=True, biases=True, layer_norm=True, positions=True),
+    "gpt_neox": _Family(gated=False, biases=True, layer_norm=True),
+}
+
+
+def from_config(config: Mapping[str, Any]) -> Shape:
+    """Read a Hugging Face config; one of several modalities gives its text model. Raises SourceError."""
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        hint = nearest(kind, FAMILIES) if isinstance(kind, str) else ""
+        raise SourceError(
+            f"the anatomy of {kind!r} is not known{hint}: known are {', '.join(FAMILIES)}; for another one give "
+            "--width, --layers, --ffn and --vocab"
+        )
+    if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise SourceError(
+            "mixtures of experts are not counted: every number here would need two, all and active"
+        )
+    family = FAMILIES[kind]
+    width, layers = _whole(config, "hidden_size", "n_embd"), _whole(config, "num_hidden_layers", "n_layer")
+    heads = _whole(config, "num_attention_heads", "n_head")
+    kv_heads = _whole(config, "num_key_value_heads", default=heads)
+    head_dim = _whole(config, "head_dim", default=width // heads)
+    bias = family.biases or bool(config.get("attention_bias"))
+    tied = config.get("tie_word_embeddings")
+    return Shape(
+        family=kind,
+        layers=layers,
+        width=width,
+        ffn=_whole(config, "intermediate_size", "n_inner", default=4 * width),
+        vocabulary=_whole(config, "vocab_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        tied=family.tied if tied is None else bool(tied),
+        gated=family.gated,
+        query_bias=family.query_bias or bias,
+        output_bias=bias,
+        ffn_bias=family.biases or bool(config.get("mlp_bias")),
+        norms=family.norms,
+        norm_values=2 * width if family.layer_norm else width,
+        head_norms=2 * head_dim if family.head_norm else 0,
+        positions=_whole(config, "max_position_embeddings", "n_positions") if family.positions else 0,
+        windows=_windows(config, family, layers),
+    )
+
+
+def read(path: str | Path) -> Shape:
+    """The shape of a config.json, a folder with one, or a .sprat file. Raises SourceError, FormatError."""
+    path = Path(path)
+    if path.suffix == ".sprat":
+        from sprat.coding.container import open as open_artifact
+
+        return from_config(open_artifact(path).config)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_bytes())
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {file}: {error.strerror}; an anatomy needs a config.json, a folder with one, a .sprat "
+            "file, or --width, --layers, --ffn and --vocab"
+        ) from None
+    except ValueError as error:
+        raise SourceError(f"{file} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{file} is not the config of a model: it holds no object")
+    return from_config(config)
+
+
+def _whole(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    value = next((config[name] for name in names if config.get(name) is not None), default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
+        raise SourceError(f"config: {names[0]!r} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _windows(config: Mapping[str, Any], family: _Family, layers: int) -> tuple[int, ...]:
+    window, kinds = config.get("sliding_window"), config.get("layer_types")
+    if window is None or family.sliding < 0 or config.get("use_sliding_window") is False:
+        return ()
+    window = _whole(config, "sliding_window")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    every = _whole(config, "sliding_window_pattern", default=family.sliding) if family.sliding else 0
+    return tuple(0 if every and (i + 1) % every == 0 else window for i in range(layers))

@@ -1,0 +1,253 @@
+"""`sweep`: one model fitted into several budgets from one calibration, and what each is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sprat import job as jobs
+from sprat.errors import BudgetError, SpratError, StatisticsError
+from sprat.fit import finish
+from sprat.job import Job
+from sprat.level import bound, predict
+from sprat.level.curve import curve
+from sprat.level.limits import Limits
+from sprat.progress import Progress, silent
+from sprat.prove import quality
+from sprat.prove import text as texts
+from sprat.prove.environment import machine, sha256, versions
+from sprat.prove.proof import prove
+from sprat.recipe import Recipe
+from sprat.sizes import Budget, parse_budget
+
+SCHEMA = "sprat.sweep/1"
+#: Sizes at which the prediction and the bound are told, over this range beyond the budgets.
+_PLACES, _BEYOND = 25, 1.15
+
+
+def sweep(
+    model: str | Path,
+    budgets: Sequence[str | Budget],
+    folder: str | Path,
+    text: str | Path | None = None,
+    calibrate: str | Sequence[str] = "self",
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    progress: Progress = silent,
+    *,
+    tokens: int | None = None,
+    context: int = 512,
+    dtype: str = "float32",
+    keep: bool = False,
+) -> dict[str, Any]:
+    """Fit `model` into each of `budgets`, measure each on `text`, and write result.json, README.md and curve.svg.
+
+    model, calibrate, seed, recipe: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove` does;
+    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too. Returns
+    what result.json holds. Each budget is written as soon as it is known, and one that is there already is not fitted
+    again; a budget that cannot be met is a row that says so.
+
+    Raises SpratError where `folder` holds a sweep of something else.
+    """
+    folder, wanted = Path(folder), [parse_budget(b) if isinstance(b, str) else b for b in budgets]
+    given = [calibrate] if isinstance(calibrate, str) else list(calibrate)
+    recipe = recipe or Recipe()
+    settings: dict[str, Any] = {
+        "calibrate": given,
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "tokens": tokens,
+        "context": context,
+        "dtype": dtype,
+    }
+    fixed: dict[str, Any] = {"schema": SCHEMA, "ref": str(model), "settings": settings}
+    if text is not None:
+        sample = texts.read(text)
+        fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
+    result = _resume(folder, fixed)
+    result["command"] = _command(str(model), wanted, folder, text, settings, keep)
+    rows = {row["budget"]: row for row in result["rows"]}
+    missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
+    if missing or not result["curve"]:
+        job = jobs.start(model, given, seed, recipe, progress)
+        result["model"] = _model(job, result)
+        jobs.sense(job, seed)
+        spreads = jobs.spreads(job)
+        for budget in missing:
+            row = _fitted(job, spreads, budget, folder)
+            result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
+            _save(folder, result)
+        result["curve"] = _predicted(job, spreads, [r["bytes"] for r in result["rows"] if "bytes" in r])
+        _save(folder, result)
+        del job, spreads  # the measurements need its memory
+    for row in result["rows"]:
+        if text is not None and "bytes" in row and "metrics" not in row:
+            proof = prove(
+                folder / row["file"], model, text, tokens, context, seed, progress, dtype=dtype
+            ).to_json()
+            row |= {"metrics": proof["metrics"], "scored_tokens": proof["settings"]["scored_tokens"]}
+            row["warnings"] += proof["warnings"]
+            _save(folder, result)
+        if not keep and "file" in row:
+            (folder / row.pop("file")).unlink(missing_ok=True)
+    result["knee"] = quality.knee(
+        [(row["bytes"], quality.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]
+    )
+    result |= {"versions": versions(), "machine": machine()}
+    _save(folder, result)
+    if any("bytes" in row for row in result["rows"]):
+        _put(folder / "curve.svg", quality.chart(result).svg())
+        _put(folder / "README.md", quality.readme(result))
+    return result
+
+
+def _fitted(job: Job, spreads: list[predict.Spread], budget: Budget, folder: Path) -> dict[str, Any]:
+    """A row: what the fit gave, its file in `folder`; or why there is none."""
+    size = budget.bytes(job.source.original_bytes, job.weights)
+    file = folder / (re.sub(r"[^A-Za-z0-9.]+", "-", str(budget).replace("%", "pct")) + ".sprat")
+    # Its own seconds and warnings; and a fit that distrusts its statistics changes its own job alone.
+    own = replace(job, seconds={}, warnings=list(job.warnings))
+    row: dict[str, Any] = {"budget": str(budget), "budget_bytes": size}
+    try:
+        found = finish(own, Limits(size), spreads, file)
+    except (BudgetError, StatisticsError) as error:
+        return row | {"failed": str(error)}
+    return row | {
+        "bytes": found.nbytes,
+        "bits_per_weight": found.bits_per_weight,
+        "level": found.level,
+        "predicted_kl": found.predicted_kl,
+        "held_out_kl": found.measured_kl,
+        "seconds": round(sum(found.seconds.values()), 1),
+        "sha256": sha256(file),
+        "file": file.name,
+        "warnings": found.warnings,
+    }
+
+
+def _predicted(job: Job, spreads: list[predict.Spread], sizes: list[int]) -> list[dict[str, Any]]:
+    """[{bytes, predicted_kl, bound_kl}] over the sizes and a little beyond; None where a size holds no weights."""
+    if not sizes:
+        return []
+    overhead, fixed, rates = jobs.overhead(job), jobs.fixed(job), curve(job.recipe)
+    components = bound.components(job.targets, job.recipe, job.progress)
+    out = []
+    for size in (
+        np.geomspace(min(sizes) / _BEYOND, max(sizes) * _BEYOND, _PLACES).round().astype(int).tolist()
+    ):
+        level = None
+        if size > overhead:
+            level = predict.solve_level(
+                lambda level: predict.predicted_bits(spreads, level, rates) / 8, size - overhead
+            )
+        out.append(
+            {
+                "bytes": size,
+                "predicted_kl": level and predict.predicted_kl(spreads, level, rates),
+                "bound_kl": components.kl_at(8 * (size - fixed)) if size > fixed else None,
+            }
+        )
+    return out
+
+
+def _resume(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
+    """What `folder` holds already, if it is of the same sweep."""
+    path = folder / "result.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return fixed | {"rows": [], "curve": []}
+    try:
+        before = json.loads(path.read_bytes())
+        if not isinstance(before["rows"], list):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise SpratError(f"{path} is no result of a sweep: choose another folder") from None
+    for name, value in {**fixed, **fixed["settings"]}.items():
+        then = before.get("settings", {}).get(name) if name in fixed["settings"] else before.get(name)
+        if name == "text":
+            then, value = (t and t.get("sha256") for t in (then, value))
+        if name != "settings" and then != value:
+            raise SpratError(
+                f"{folder} holds a sweep with another {name} ({_short(then)}, not {_short(value)}): "
+                "choose another folder"
+            )
+    if ("text" in before) != ("text" in fixed):
+        raise SpratError(
+            f"{folder} holds a sweep {'with' if 'text' in before else 'without'} a text: choose another folder"
+        )
+    return before | fixed
+
+
+def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """The original, which must be the one that is there already."""
+    source = job.source
+    if "model" in result and result["model"]["hash"] != source.hash:
+        raise SpratError(
+            f"{source.ref} has changed since the first budgets were fitted: choose another folder"
+        )
+    return {
+        "ref": source.ref,
+        "name": source.name,
+        "hash": source.hash,
+        "bytes": source.original_bytes,
+        "weights": job.weights,
+    }
+
+
+def _distinct(budgets: Sequence[Budget]) -> list[Budget]:
+    return list({str(budget): budget for budget in budgets}.values())
+
+
+def _lost(folder: Path, row: dict[str, Any] | None, text: str | Path | None) -> bool:
+    """Whether there is no row, or one that was left unmeasured and whose file is gone."""
+    if row is None:
+        return True
+    unmeasured = text is not None and "bytes" in row and "metrics" not in row
+    return unmeasured and not ("file" in row and (folder / row["file"]).is_file())
+
+
+def _command(
+    model: str,
+    budgets: list[Budget],
+    folder: Path,
+    text: str | Path | None,
+    settings: dict[str, Any],
+    keep: bool,
+) -> str:
+    """The command line that does the same."""
+    words = ["sprat", "sweep", model, "--budgets", ",".join(map(str, budgets)), "--report", str(folder)]
+    words += [] if text is None else ["--text", str(text)]
+    words += [word for name in settings["calibrate"] for word in ("--calibrate", name)]
+    for name in ("seed", "tokens", "context", "dtype"):
+        words += [] if settings[name] is None else [f"--{name}", str(settings[name])]
+    plain = Recipe().to_dict()
+    for name, value in settings["recipe"].items():
+        if value != plain[name]:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join(words + ["--keep"] * keep)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _save(folder: Path, result: dict[str, Any]) -> None:
+    order = sorted(result["rows"], key=lambda row: row["budget_bytes"])
+    result["rows"] = order
+    _put(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + f".partial-{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
