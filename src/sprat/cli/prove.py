@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_file, seed, whole
+from sprat.cli.tasks import task_table
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="compute both models in float32 (default) or bfloat16: about twice as fast, adds a KL "
         "of about 0.001",
     )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="questions for both models: JSON-lines files (ARC, PIQA, LAMBADA, BLiMP, ...) or names of "
+        "lm-evaluation-harness tasks (pip install 'sprat[eval]')",
+    )
+    parser.add_argument(
+        "--task-items",
+        type=whole,
+        metavar="N",
+        help="at most N questions of each task, evenly spread (default all)",
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the bootstrap (default 0)")
 
 
@@ -66,6 +81,8 @@ def execute(arguments: argparse.Namespace) -> None:
             skip=arguments.skip,
             dtype=arguments.dtype,
             seed=arguments.seed,
+            tasks=arguments.tasks,
+            task_items=arguments.task_items,
             progress=progress,
         )
     if arguments.json:
@@ -98,6 +115,8 @@ def _show(proof: Proof) -> None:
         soft_wrap=True,
     )
     console.print(terminal.table(("", "figure", "95 % interval"), rows))
+    if proof.tasks:
+        console.print(task_table(proof.tasks))
     console.print(
         f"{s['scored_tokens']:,} tokens scored in {s['contexts']} contexts of {s['context']} "
         f"from {proof.text['path']}, {s['dtype']}, {proof.seconds:.0f} s",

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sprat.progress import Progress, silent
 from sprat.prove import overlap
 from sprat.prove import text as texts
 from sprat.prove.metrics import Metrics, compare, summarise
+from sprat.prove.tasks.run import read_tasks, run_tasks
 
 if TYPE_CHECKING:
     from sprat.run.tokenizer import TextTokenizer
@@ -36,6 +38,7 @@ class Proof:
     text: dict[str, Any]
     settings: dict[str, Any]
     metrics: Metrics
+    tasks: list[dict[str, Any]]
     calibration: dict[str, Any]
     warnings: list[str]
     versions: dict[str, str]
@@ -59,6 +62,8 @@ def prove(
     skip: int | None = None,
     dtype: str = "float32",
     resamples: int = 2000,
+    tasks: Sequence[str] = (),
+    task_items: int | None = None,
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`.
 
@@ -66,7 +71,8 @@ def prove(
     text.
     context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context //
     2), so that every scored token has that much in front of it. dtype: what both models are computed in;
-    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3. Raises
+    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3. tasks,
+    task_items: questions to ask both models besides (see sprat.prove.tasks.run). Raises
     `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
@@ -78,6 +84,7 @@ def prove(
     tokens = 40 * context if tokens is None else tokens
     _check_settings(context, skip, tokens)
     sample = texts.read(text)
+    questions = read_tasks(tasks, task_items)
     artifact = open_artifact(Path(file))
     tokenizer = open_tokenizer(artifact)
     prefix = tokenizer.prefix()
@@ -108,6 +115,7 @@ def prove(
             "resamples": resamples,
         },
         metrics=metrics,
+        tasks=run_tasks(source, artifact, questions, seed=seed, progress=progress) if tasks else [],
         calibration=calibration,
         warnings=warnings,
         versions=versions(),
