@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import seed, whole
+from sprat.cli.tasks import task_table
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -77,10 +78,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         metavar="TASK",
-        action="append",
-        help="questions for both: a JSON-lines file, or a task of lm-evaluation-harness; may be given several times",
+        action="extend",
+        nargs="+",
+        help="questions for both models: JSON-lines files (ARC, PIQA, LAMBADA, BLiMP, ...) or names of "
+        "lm-evaluation-harness tasks (pip install 'sprat[eval]')",
     )
-    parser.add_argument("--items", type=whole, metavar="N", help="at most N questions of each task")
+    parser.add_argument(
+        "--items",
+        type=whole,
+        metavar="N",
+        help="at most N questions of each task, evenly spread (default all)",
+    )
     parser.add_argument("--no-speed", action="store_true", help="do not measure how fast the file runs here")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the bootstrap (default 0)")
     parser.add_argument(
@@ -200,12 +208,6 @@ def _show(proof: Proof) -> None:
     add("  difference", m.bits_per_byte_difference, 4)
     if proof.generations is not None:
         add("tokens until generations differ", proof.generations["divergence"], 1)
-    for task in proof.tasks or []:
-        for name, key in ((task["name"], "accuracy_compressed"), ("  of the original", "accuracy_original")):
-            rows.append((name, f"{100 * task[key]['value']:.1f} %", _ends(task[key])))
-        flips = task["flips"]
-        changed = f"  difference ({flips['lost']} lost, {flips['won']} won, p = {task['mcnemar_p']:.2g})"
-        rows.append((changed, f"{100 * task['difference']['value']:+.1f} %", _ends(task["difference"])))
     if "decode_tokens_per_second" in c:
         rows.append(
             ("written here", f"{c['decode_tokens_per_second']:.0f} tokens/s", f"{c['threads']} threads")
@@ -221,6 +223,8 @@ def _show(proof: Proof) -> None:
         soft_wrap=True,
     )
     console.print(terminal.table(("", "figure", "95 % interval"), rows))
+    if proof.tasks:
+        console.print(task_table(proof.tasks))
     of = f", of {s['documents']} documents," if s["documents"] > 1 else ""
     console.print(
         f"{s['scored_tokens']:,} tokens scored in {s['contexts']} contexts of {s['context']}{of} "
@@ -228,10 +232,6 @@ def _show(proof: Proof) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _ends(figure: dict[str, Any]) -> str:
-    return "" if figure["low"] is None else f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
 
 
 def _figure(estimate: Estimate, places: int, scale: float = 1) -> str:

@@ -99,7 +99,7 @@ def prove(
     from sprat.coding.parts import by_kind, parts
     from sprat.prove.figures import measure
     from sprat.prove.remembered import remember
-    from sprat.prove.tasks.run import run_tasks
+    from sprat.prove.tasks.run import read_tasks, run_tasks
     from sprat.run.model import to_torch
     from sprat.run.tokenizer import TextTokenizer, open_tokenizer
 
@@ -108,6 +108,7 @@ def prove(
     settings = Settings(
         tokens, context, skip, dtype, seed, resamples, layers, generations, speed, tuple(tasks), items
     )
+    questions = read_tasks(settings.tasks, items)
     names = [text] if isinstance(text, str | Path) else list(text)
     sample = [texts.read(name) for name in names]
     artifact = open_artifact(Path(file))
@@ -130,7 +131,7 @@ def prove(
     answers = None
     if settings.tasks:
         del compressed  # the engine that answers makes its own of the file
-        answers = run_tasks(source, artifact, settings.tasks, items, seed=seed, progress=progress)
+        answers = run_tasks(source, artifact, questions, seed=seed, progress=progress)
     size, ledger = Path(file).stat().st_size, artifact.ledger()
     spent: dict[str, Any] = {"bytes": size, "original_bytes": source.original_bytes}
     if speed:

@@ -24,6 +24,7 @@ from sprat.prove.tasks.run import run_tasks
 from sprat.prove.tasks.torch_scorer import TorchScorer
 from sprat.run.native import NativeEngine
 from sprat.run.tokenizer import open_tokenizer
+from tiny_model import write_file
 
 HERE = tasks.__path__[0]
 #: format -> lm-eval's own definition of the task
@@ -121,10 +122,10 @@ def test_our_adapter_gives_their_numbers(form, definitions, theirs, scorer):
             assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_task_by_name_and_its_file_agree(definitions, tiny, original, tokenizer):
+def test_a_task_by_name_and_its_file_agree(definitions, tiny, original, tokenizer, tmp_path):
     """The harness's way and the local way, both models, the `.sprat` through the native engine."""
     source = type("Source", (), {"model": original, "tokenizer": tokenizer})
-    artifact = sprat.open(tiny.file)
+    artifact = sprat.open(write_file(tiny.folder, tmp_path / "coarse.sprat", steps=2))
     seen = []
     paths = [str(part) for pair in (definitions["arc"], definitions["piqa"]) for part in pair]
     entries = run_tasks(source, artifact, paths, items=20, progress=lambda *said: seen.append(said))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,38 @@ from sprat.prove.tasks.requests import Scorer, words, words_of_transformers
 
 if TYPE_CHECKING:
     from sprat.coding.container import Artifact
+    from sprat.prove.tasks.harness import Harness
     from sprat.source.load import Source
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Tasks that have been read and found good, before any model is asked."""
+
+    local: tuple[files.Task, ...]
+    harness: Harness | None
+
+
+def read_tasks(names: Sequence[str], items: int | None = None) -> Questions:
+    """names: JSON-lines files (what ends in .jsonl or .json, or holds a slash), else tasks or groups of
+    lm-evaluation-harness, by name or as a .yaml of their own. items: at most so many of each, evenly spread.
+    Raises `ProofError` where one cannot be read or a name is unknown.
+    """
+    if items is not None and items < 1:
+        raise ProofError(f"a task needs at least one item, not {items}")
+    local = tuple(files.read(name, items) for name in names if is_file(name))
+    others = [name for name in names if not is_file(name)]
+    if not others:
+        return Questions(local, None)
+    from sprat.prove.tasks.harness import Harness
+
+    return Questions(local, Harness(others, items))
 
 
 def run_tasks(
     original: Source,
     compressed: Artifact,
-    names: Sequence[str],
+    names: Sequence[str] | Questions,
     items: int | None = None,
     *,
     engine: str = "auto",
@@ -33,24 +59,15 @@ def run_tasks(
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """Entries of the proof's `tasks` (docs/tasks.md), JSON-able.
+    """Entries of the proof's `tasks` (docs/tasks.md), JSON-able: those of files, then the harness's.
 
-    names: JSON-lines files (what ends in .jsonl or .json, or holds a slash), else tasks or groups of
-    lm-evaluation-harness. items: at most so many of each task, evenly spread. engine, threads: what computes the
-    file, as `sprat.run.engine.open_engine` takes it. seed: of the bootstrap of perplexities. Every file is read
-    before a model is asked anything; `ProofError` where one cannot be, or a name is unknown.
+    names, items: as `read_tasks` takes them, or what it gave. engine, threads: what computes the file, as
+    `sprat.run.engine.open_engine` takes it. seed: of the bootstrap of perplexities.
     """
-    check_items(items)
-    local = {name: files.read(name, items) for name in names if is_file(name)}
-    others = [name for name in names if name not in local]
-    harness = None
-    if others:
-        from sprat.prove.tasks.harness import Harness
-
-        harness = Harness(others, items)
+    asked = names if isinstance(names, Questions) else read_tasks(names, items)
     scorers = original_scorer(original), compressed_scorer(compressed, engine, threads)
-    entries = [_local(task, scorers, seed, progress) for task in local.values()]
-    return entries + (harness.run(scorers, progress) if harness else [])
+    entries = [_local(task, scorers, seed, progress) for task in asked.local]
+    return entries + (asked.harness.run(scorers, progress) if asked.harness else [])
 
 
 def is_file(name: str) -> bool:
@@ -60,11 +77,6 @@ def is_file(name: str) -> bool:
     return name.endswith((".jsonl", ".json")) or "/" in name or Path(name).is_file()
 
 
-def check_items(items: int | None) -> None:
-    if items is not None and items < 1:
-        raise ProofError(f"a task needs at least one item, not {items}")
-
-
 def original_scorer(source: Source) -> Scorer:
     from sprat.prove.tasks.torch_scorer import TorchScorer
 
@@ -72,7 +84,6 @@ def original_scorer(source: Source) -> Scorer:
 
 
 def compressed_scorer(artifact: Artifact, engine: str = "auto", threads: int | None = None) -> Scorer:
-    """Through the engine; `engine` "torch" (or no native engine for this model) is torch in batches."""
     from sprat.prove.tasks.engine_scorer import EngineScorer
     from sprat.run.engine import open_engine
     from sprat.run.tokenizer import open_tokenizer
