@@ -28,6 +28,7 @@ from bench.record import Record
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
 from sprat.prove.proof import machine, sha256, versions
+from sprat.recipe import Recipe
 
 SCHEMA = "sprat.engine-peers/1"
 #: The types of llama.cpp that stand somewhere between 60 and 110 MB at a KL below 1 on a model whose width is no
@@ -98,29 +99,39 @@ def _make(options: argparse.Namespace, kinds: Sequence[str]) -> None:
     """Write the GGUFs that are not there yet."""
     if not kinds:
         return
+    from safetensors.numpy import load_file, save_file
+
+    from bench.peers.llamacpp import quantize
+    from sprat.source import places
+
+    original, cached = places.find(options.model).path, options.work / "importance.safetensors"
+    if not cached.exists():
+        save_file(_importance(options.model), cached)
+    importance = load_file(cached)
+    for kind in kinds:
+        quantize(original, kind, options.work / f"{kind}.gguf", importance)
+
+
+def _importance(model: str) -> dict[str, np.ndarray]:
+    """E[x²] of each map's inputs by its name in a GGUF, on the text that a fit by default measures."""
     import gguf
     import torch
 
     from bench.calibrated import Moments
-    from bench.peers.llamacpp import quantize
-    from sprat.source import places
-    from sprat.source.load import load
+    from sprat import job as jobs
 
-    source = load(options.model, dtype=torch.float32)
+    recipe = Recipe()
     with bars() as progress:
-        moments = Moments(source, "self", 0, 0, progress)
-    family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == source.config["model_type"])
-    names = gguf.get_tensor_name_map(family, source.config["num_hidden_layers"])
-    inputs = moments.of | {"model.embed_tokens.weight": moments.head, "lm_head.weight": moments.head}
-    importance: dict[str, np.ndarray] = {}
-    for name, h in inputs.items():
-        tensor = names.get_name(name, (".weight",))
-        assert tensor is not None, name
-        importance[f"{tensor}.weight"] = h.diagonal().numpy()
-    for kind in kinds:
-        print(f"writing {kind}", file=sys.stderr)
-        path = places.find(options.model).path
-        quantize(path, kind, options.work / f"{kind}.gguf", importance, int(options.threads.split(",")[-1]))
+        job = jobs.start(model, "self", 0, recipe, progress)
+        moments = Moments(job.source, torch.as_tensor(job.calibration.ids)[: -recipe.held_out], progress)
+    head, config = job.targets.head, job.source.config
+    inputs = moments.of | {head.input_name if head.tied else head.output_name: moments.head}
+    family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == config["model_type"])
+    names = gguf.get_tensor_name_map(family, config["num_hidden_layers"])
+    return {
+        f"{names.get_name(name, ('.weight',))}.weight": h.diagonal().clone().numpy()
+        for name, h in inputs.items()
+    }
 
 
 def _judge(options: argparse.Namespace, record: Record, evaluation: Path, files: Mapping[str, Path]) -> None:
@@ -205,7 +216,7 @@ def report(record: Record) -> None:
     data, rows = record.data, record.rows
     parts = [
         "# sprat's engine beside llama.cpp",
-        f"{__doc__.partition('Needs')[0].partition(chr(10))[2].strip()}",
+        f"{(__doc__ or '').partition('Needs')[0].partition(chr(10))[2].strip()}",
         f"KL to {data['original']['name']} in nats a token on {data['settings']['contexts']} contexts of 512 tokens "
         "of State of the Union speeches, the second half of each; 95 % intervals. Decode: 64 tokens behind 16; "
         "prefill: 512 tokens; tokens a second, median and range of the rounds.",

@@ -9,26 +9,25 @@ Q8_0 or the like otherwise.
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
-from llama_cpp._logger import set_verbose
 
 from sprat.errors import SpratError
 
-set_verbose(False)
+#: Typed as anything: the type checker is run where it is not installed.
+llama_cpp: Any = importlib.import_module("llama_cpp")
+llama_cpp._logger.set_verbose(False)
 
 EMBEDDING_TOO = "+embedding"
 #: Tokens that it computes together while it reads a prompt: all of the benchmark's.
 BATCH = 512
 
 
-def quantize(
-    source: Path, kind: str, target: Path, importance: Mapping[str, np.ndarray], threads: int
-) -> None:
+def quantize(source: Path, kind: str, target: Path, importance: Mapping[str, np.ndarray]) -> None:
     """Write the GGUF `source` as `kind`.
 
     importance: E[x²] of a tensor's inputs by the tensor's name in the GGUF, float32 (in_features,). SpratError for a
@@ -42,7 +41,7 @@ def quantize(
             wanted.token_embedding_type = wanted.output_tensor_type = getattr(llama_cpp, f"GGML_TYPE_{name}")
     except AttributeError:
         raise SpratError(f"this llama.cpp knows no type {kind!r}") from None
-    wanted.nthread, wanted.allow_requantize = threads, True
+    wanted.allow_requantize = True
     kept = {tensor: np.ascontiguousarray(values, np.float32) for tensor, values in importance.items()}
     entry, floats = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
     table = (entry * (len(kept) + 1))()  # ends with a nameless one
