@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("files", nargs="+", type=Path, metavar="FILE", help=".sprat files, made from --model")
     add("--model", default="smollm2-135m", help="the original, a GGUF (default %(default)s)")
     add("--kinds", default=KINDS, help="types of llama.cpp (default %(default)s)")
-    add("--threads", default="1,2", help="numbers of threads, by commas (default %(default)s)")
+    add("--threads", default="1,2", help="numbers of threads, by commas; '': no speeds (default %(default)s)")
     add("--runs", type=int, default=5, help="rounds whose median is told (default %(default)s)")
     add("--contexts", type=int, default=40, help="of 512 tokens, for the KL (default %(default)s)")
     add("--work", type=Path, default=Path("build/llamacpp"), help="keeps the GGUFs (default %(default)s)")
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
     files = {f.name: f for f in options.files} | {k: options.work / f"{k}.gguf" for k in kinds}
     _make(options, [k for k in kinds if not files[k].exists()])
     _judge(options, record, evaluation, files)
-    for threads in map(int, options.threads.split(",")):
+    for threads in map(int, filter(None, options.threads.split(","))):
         # A process of its own: nothing that was needed to judge the files lies in memory or keeps threads.
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
             found = fresh.submit(speeds, files, threads, options.runs).result()
