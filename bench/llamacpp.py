@@ -119,6 +119,7 @@ def _importance(model: str) -> dict[str, np.ndarray]:
 
     from bench.calibrated import Moments
     from sprat import job as jobs
+    from sprat.source import places
 
     recipe = Recipe()
     with bars() as progress:
@@ -128,10 +129,10 @@ def _importance(model: str) -> dict[str, np.ndarray]:
     inputs = moments.of | {head.input_name if head.tied else head.output_name: moments.head}
     family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == config["model_type"])
     names = gguf.get_tensor_name_map(family, config["num_hidden_layers"])
-    return {
-        f"{names.get_name(name, ('.weight',))}.weight": h.diagonal().clone().numpy()
-        for name, h in inputs.items()
-    }
+    found = {names.get_name(name, (".weight",)): h.diagonal().clone().numpy() for name, h in inputs.items()}
+    # A name that is in no file would be passed over without a word.
+    assert found.keys() <= {t.name for t in gguf.GGUFReader(places.find(model).path).tensors}
+    return found
 
 
 def _judge(options: argparse.Namespace, record: Record, evaluation: Path, files: Mapping[str, Path]) -> None:
