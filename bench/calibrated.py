@@ -1,4 +1,5 @@
-"""The inputs' second moments that GPTQ works with, as its authors measure them, on the text that sprat would take.
+"""The inputs' second moments that GPTQ (and llama.cpp, of which it takes the diagonal) works with, as its authors
+measure them, on the text that sprat would take.
 
 H = E[x xᵀ] over all tokens, in float32. (sprat's own statistics leave the first token of a context out and are shrunk;
 GPTQ brings its own damping, and rounds badly where the first token's massive activations were never seen.)
@@ -23,9 +24,8 @@ BATCH = 4
 class Moments:
     """H of every linear map by parameter name, and of the head; all in memory (0.4 GB for 135M parameters)."""
 
-    def __init__(self, source: Source, text: str, tokens: int, seed: int, progress: Progress):
-        """source: in float32; text: "self" or a file; tokens: 0 for as many as a default fit of this model takes."""
-        ids = _ids(source, text, tokens, seed, progress)
+    def __init__(self, source: Source, ids: Tensor, progress: Progress):
+        """ids: (contexts, context) int64."""
         found = groups(source.model)
         sums = [torch.zeros(group.width, group.width) for group in found]
         hooks = [_listen(group.maps[0].module, h) for group, h in zip(found, sums, strict=True)]
@@ -35,7 +35,7 @@ class Moments:
             with torch.inference_mode():
                 for start in range(0, len(ids), BATCH):
                     last = base(input_ids=ids[start : start + BATCH], use_cache=False).last_hidden_state
-                    flat = last.flatten(0, 1)
+                    flat = last.flatten(0, 1).float()
                     self.head = self.head + flat.T @ flat if len(self.head) else flat.T @ flat
                     progress("second moments", min(start + BATCH, len(ids)), len(ids))
         finally:
@@ -45,8 +45,11 @@ class Moments:
         self.of = {m.name: h / ids.numel() for group, h in zip(found, sums, strict=True) for m in group.maps}
 
 
-def _ids(source: Source, text: str, tokens: int, seed: int, progress: Progress) -> Tensor:
-    """(contexts, context): the text of sprat's own fit, which its working precision writes."""
+def fit_ids(source: Source, text: str, tokens: int, seed: int, progress: Progress) -> Tensor:
+    """(contexts, context): the text of sprat's own fit, which its working precision writes.
+
+    text: "self" or a file; tokens: 0 for as many as a default fit of this model takes.
+    """
     recipe = Recipe()
     widest = max(group.width for group in groups(source.model))
     wanted = tokens or min(max(8 * widest, 16384), 65536)

@@ -7,6 +7,7 @@ memory.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,24 @@ from torch import nn
 from sprat.progress import Progress, silent
 from sprat.prove.intervals import estimate, resample
 from sprat.prove.metrics import compare, summarise
-from sprat.prove.text import Contexts
+from sprat.prove.text import Contexts, cut, read
+from sprat.run.tokenizer import from_files
+from sprat.source.load import Source
 
 FIGURES = ("kl", "same_top", "perplexity_ratio", "bits_per_byte_difference")
+
+
+def contexts(source: Source, text: Path, count: int, length: int) -> Contexts:
+    """The first `count` contexts of `length` tokens, as `sprat prove` would score them: the second half of each."""
+    tokenizer = from_files(source.tokenizer_files, source.config)
+    return cut(
+        tokenizer.backend,
+        read(text),
+        length=length,
+        skip=length // 2,
+        tokens=count * length,
+        prefix=tokenizer.prefix(),
+    )
 
 
 class Judge:

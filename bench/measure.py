@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sprat
-from bench.calibrated import Moments
+from bench.calibrated import Moments, fit_ids
 from bench.judge import Judge
 from bench.packed import Grouped, read, write
 from bench.peers import gptq, hqq, rtn
@@ -150,7 +150,8 @@ class Bench:
     def _calibration(self, text: str, progress: Progress) -> Moments:
         if self._moments is None or self._moments[0] != text:
             place = "self" if text == "self" else str(self.texts[text])
-            moments = Moments(self.source, place, self.tokens, self.seed, progress)
+            ids = fit_ids(self.source, place, self.tokens, self.seed, progress)
+            moments = Moments(self.source, ids, progress)
             self._moments = (text, moments)
         return self._moments[1]
 

@@ -21,16 +21,14 @@ from typing import Any
 import torch
 
 from bench import report, texts, work
-from bench.judge import Judge
+from bench.judge import Judge, contexts
 from bench.measure import Bench
 from bench.record import Record
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
 from sprat.prove import overlap
 from sprat.prove.proof import machine, versions
-from sprat.prove.text import cut, read
-from sprat.run.tokenizer import from_files
-from sprat.source.load import Source, load
+from sprat.source.load import load
 
 BUDGETS = "30MB,40MB,50MB,60MB,80MB"
 EXAMPLES = """\
@@ -154,7 +152,8 @@ def _measure(
 ) -> None:
     source = load(options.model, dtype=torch.float32)
     with bars() as progress:
-        judge = Judge(source.model, _contexts(source, paths["evaluation"], options), options.seed, progress)
+        evaluated = contexts(source, paths["evaluation"], options.contexts, options.context)
+        judge = Judge(source.model, evaluated, options.seed, progress)
     record.data["original"] = {"name": source.name, "sha256": source.hash, "bytes": source.original_bytes}
     record.data["overlap"] = _overlap(paths)
     bench = Bench(source, options.model, judge, paths, folder, options.seed, options.tokens)
@@ -179,19 +178,6 @@ def _measure(
         spent.setdefault(row.method, []).append(seconds)
         record.add(row.name, result | {"run": len(record.data["commands"]) - 1})
         _say(f"    {said} ({seconds:.0f} s)")
-
-
-def _contexts(source: Source, text: Path, options: argparse.Namespace) -> Any:
-    """The contexts that `sprat prove` would score."""
-    tokenizer = from_files(source.tokenizer_files, source.config)
-    return cut(
-        tokenizer.backend,
-        read(text),
-        length=options.context,
-        skip=options.context // 2,
-        tokens=options.contexts * options.context,
-        prefix=tokenizer.prefix(),
-    )
 
 
 def _overlap(paths: dict[str, Path]) -> dict[str, float]:

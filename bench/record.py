@@ -14,16 +14,16 @@ SCHEMA = "sprat.quality/1"
 
 
 class Record:
-    """records/<date>-quality/result.json."""
+    """result.json of a folder in records/."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], schema: str = SCHEMA):
         """Open or begin. Raises SpratError when the folder's rows were measured under other settings."""
         self.path = folder / "result.json"
-        self.data: dict[str, Any] = {"schema": SCHEMA, "settings": settings, "commands": [], "rows": {}}
+        self.data: dict[str, Any] = {"schema": schema, "settings": settings, "commands": [], "rows": {}}
         if self.path.exists():
             self.data = json.loads(self.path.read_text(encoding="utf-8"))
-            if self.data.get("schema") != SCHEMA:
-                raise SpratError(f"{self.path} has schema {self.data.get('schema')!r}, not {SCHEMA!r}")
+            if self.data.get("schema") != schema:
+                raise SpratError(f"{self.path} has schema {self.data.get('schema')!r}, not {schema!r}")
             old = self.data["settings"]
             if other := [k for k in settings | old if old.get(k) != settings.get(k)]:
                 k = other[0]

@@ -106,9 +106,9 @@ def measure(
     written = min(WRITTEN, engine.context - PROMPT - 1)
     prefill, decode = [], []
     for i in range(runs):
-        prefill.append(length / _prefill(engine, length))
+        prefill.append(length / prefill_seconds(engine, length))
         progress("measuring", OPENS + 2 * i + 1, total)
-        decode.append(written / _decode(engine, written))
+        decode.append(written / decode_seconds(engine, written))
         progress("measuring", OPENS + 2 * i + 2, total)
     used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
     bandwidth = read_bandwidth(used, ARRAY_BYTES)
@@ -187,7 +187,7 @@ def _open(
     return engine, to_open, to_first, memory
 
 
-def _prefill(engine: Engine, length: int) -> float:
+def prefill_seconds(engine: Engine, length: int) -> float:
     """Seconds to read `length` tokens into an empty session."""
     ids = _ids(engine, length)
     session = engine.session()
@@ -198,7 +198,7 @@ def _prefill(engine: Engine, length: int) -> float:
     return spent
 
 
-def _decode(engine: Engine, count: int) -> float:
+def decode_seconds(engine: Engine, count: int) -> float:
     """Seconds to write `count` tokens, the likeliest each time, behind a short prompt."""
     session = engine.session()
     token = int(engine.step([session], [_ids(engine, PROMPT)])[0].argmax())
