@@ -129,7 +129,9 @@ def _importance(model: str) -> dict[str, np.ndarray]:
     inputs = moments.of | {head.input_name if head.tied else head.output_name: moments.head}
     family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == config["model_type"])
     names = gguf.get_tensor_name_map(family, config["num_hidden_layers"])
-    found = {names.get_name(name, (".weight",)): h.diagonal().clone().numpy() for name, h in inputs.items()}
+    found = {
+        str(names.get_name(name, (".weight",))): h.diagonal().clone().numpy() for name, h in inputs.items()
+    }
     # A name that is in no file would be passed over without a word.
     assert found.keys() <= {t.name for t in gguf.GGUFReader(places.find(model).path).tensors}
     return found

@@ -77,8 +77,8 @@ def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> None:
                 model.set_linear(-1, "head", content)
         else:
             model.set_linear(layer, part, content)
-    for (layer, part), pieces in vectors.items():
-        whole = np.concatenate([values for _, values in sorted(pieces, key=lambda piece: piece[0])])
+    for (layer, part), found in vectors.items():
+        whole = np.concatenate([values for _, values in sorted(found, key=lambda piece: piece[0])])
         model.set_vector(layer, part, whole + np.float32(arch.norm_offset) if "norm" in part else whole)
 
 
