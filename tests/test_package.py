@@ -22,6 +22,13 @@ def test_the_command_line_starts_without_torch():
     assert python(code).strip() == "False"
 
 
+def test_it_runs_as_a_module():
+    said = subprocess.run(
+        [sys.executable, "-m", "sprat", "--version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["sprat", sprat.__version__]
+
+
 def test_opening_needs_no_torch(tiny):
     code = f"import sys, sprat; a = sprat.open({str(tiny.file)!r}); a.verify(); print('torch' in sys.modules)"
     assert python(code).strip() == "False"

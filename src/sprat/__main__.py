@@ -1,6 +1,5 @@
-"""`python -m sprat` is the command line."""
+"""`python -m sprat`, where the script `sprat` is not on the path."""
 
 from sprat.cli.main import main
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+raise SystemExit(main())
