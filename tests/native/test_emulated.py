@@ -9,7 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-NAMES = "kernels kernel_avx2 kernel_avx512 kernel_neon pack arena attention attention_int8 cache".split()
+NAMES = [
+    "kernels",
+    "kernel_avx2",
+    "kernel_avx512",
+    "kernel_neon",
+    "pack",
+    "arena",
+    "attention",
+    "attention_int8",
+    "cache",
+]
 
 
 @pytest.mark.skipif(
@@ -17,7 +27,16 @@ NAMES = "kernels kernel_avx2 kernel_avx512 kernel_neon pack arena attention atte
 )
 def test_neon_equals_portable(tmp_path):
     program = tmp_path / "kernels"
-    flags = "-std=c++20 -O2 -ffp-contract=off -fopenmp-simd -Wall -Wextra -Werror -static".split()
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-ffp-contract=off",
+        "-fopenmp-simd",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+    ]
     sources = [ROOT / "tests/native/kernels.cpp", *(ROOT / f"csrc/engine/{name}.cpp" for name in NAMES)]
     subprocess.run([COMPILER, *flags, "-I", ROOT / "csrc/engine", *sources, "-o", program], check=True)
     done = subprocess.run([EMULATOR, "-cpu", "max", program], capture_output=True, text=True, timeout=120)
