@@ -16,7 +16,8 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/*)
 BUDGET ?= 50MB
 SANITIZED := build/sanitized
 # What goes through csrc/: coders and containers (hostile files too), rounding kernels.
-NATIVE_TESTS := tests/coding tests/methods tests/run/test_kernels.py tests/run/test_cache.py tests/run/test_native_hostile.py
+NATIVE_TESTS := tests/coding tests/methods tests/run/test_kernels.py tests/run/test_cache.py tests/run/test_unpacked.py \
+  tests/run/test_native_hostile.py
 
 help:
 	@echo 'make demo    fit a real 135M model into $(BUDGET), look at it, let it write, prove it'
