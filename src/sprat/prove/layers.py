@@ -38,6 +38,7 @@ def by_layer(
     totals = dict.fromkeys(groups, 0.0)
     places = np.unique(np.linspace(0, len(contexts.ids) - 1, count).round().astype(int)).tolist()
     forward, scored = forward_of(original, contexts.skip), contexts.mask.sum(axis=1)
+    done, steps = 0, len(places) * len(groups)
     with torch.inference_mode():
         for i in places:
             ids = torch.from_numpy(contexts.ids[i, : contexts.skip + 1 + scored[i]])[None]
@@ -46,7 +47,8 @@ def by_layer(
                 with _swapped(original, compressed, parameters):
                     changed = distribution(forward(ids), "compressed")
                 totals[name] += float(divergence(reference, changed).sum())
-            progress("replacing one layer at a time", places.index(i) + 1, len(places))
+                done += 1
+                progress("replacing one layer at a time", done, steps)
     return [{"name": name, "kl": total / int(scored[places].sum())} for name, total in totals.items()]
 
 
