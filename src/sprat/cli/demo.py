@@ -21,7 +21,7 @@ def main(folder: str = "demo", budget: str = "50MB") -> int:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     name = "smol" if budget == "50MB" else f"smol-{parse_budget(budget).text.replace('%', 'pc').lower()}"
-    file, text = place / f"{name}.sprat", place / "held-out.txt"
+    file, text, proof = place / f"{name}.sprat", place / "held-out.txt", place / f"{name}-proof"
     try:
         text.write_text(speeches(), encoding="utf-8")
     except SourceError as error:
@@ -30,7 +30,18 @@ def main(folder: str = "demo", budget: str = "50MB") -> int:
     steps = [
         ["inspect", str(file), "--svg", str(place / f"{name}.svg")],
         ["run", str(file), PROMPT, "--max-tokens", "80"],
-        ["prove", str(file), "--against", MODEL, "--text", str(text), "--tokens", "20480"],
+        [
+            "prove",
+            str(file),
+            "--against",
+            MODEL,
+            "--text",
+            str(text),
+            "--tokens",
+            "20480",
+            "--report",
+            str(proof),
+        ],
     ]
     if file.exists():
         print(f"{file} is there: delete it to fit again")
@@ -40,7 +51,7 @@ def main(folder: str = "demo", budget: str = "50MB") -> int:
         print("\n$ sprat " + " ".join(f'"{word}"' if " " in word else word for word in step), flush=True)
         if status := sprat(step):
             return status
-    print(f"\n{file}, {place / f'{name}.svg'} and {text} stay for you to look at.")
+    print(f"\n{file}, {place / f'{name}.svg'}, {proof / 'index.html'} and {text} stay for you to look at.")
     return 0
 
 
