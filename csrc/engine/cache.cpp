@@ -1,8 +1,11 @@
 #include "cache.hpp"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 
 namespace sprat::engine {
 
@@ -68,26 +71,32 @@ Precision precision_of(std::string_view name) {
     throw std::invalid_argument("no cache of " + std::string(name) + ": float32, bf16 or int8");
 }
 
+void Unmap::operator()(uint8_t* at) const { munmap(at, bytes); }
+
 Cache::Cache(int layers, int heads, int dimension, int capacity, Precision precision)
-    : heads_(heads),
+    : layers_(layers),
+      heads_(heads),
       dimension_(dimension),
       padded_(round_up(dimension)),
       capacity_(capacity),
       rounded_(round_up(capacity)),
       precision_(precision) {
     const size_t vectors = 2 * static_cast<size_t>(heads) * static_cast<size_t>(rounded_);
-    const size_t bytes = vectors * (static_cast<size_t>(padded_) * number_bytes() + scale_bytes());
-    for (int l = 0; l < layers; ++l) {
-        // calloc: pages of a large block are zero and unclaimed until they are written. 64 bytes more to begin at a
-        // cache line, 64 that the last load may reach into.
-        auto* block = static_cast<uint8_t*>(std::calloc(bytes + 128, 1));
-        if (!block) throw std::bad_alloc();
-        layers_.emplace_back(block);
-    }
+    layer_bytes_ = vectors * (static_cast<size_t>(padded_) * number_bytes() + scale_bytes());
+    layer_bytes_ = (layer_bytes_ + 63) / 64 * 64;
+    if (layer_bytes_ > SIZE_MAX / 2 / static_cast<size_t>(layers)) throw std::bad_alloc();
+    const size_t bytes = layer_bytes_ * static_cast<size_t>(layers) + 64;  // that the last load may reach into
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    pages_ = std::unique_ptr<uint8_t[], Unmap>(static_cast<uint8_t*>(at), Unmap{bytes});
+#if defined(MADV_NOHUGEPAGE)
+    // Each head of each layer fills from its beginning: in pages of 2 MB a short text would claim nearly all.
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+#endif
 }
 
 size_t Cache::bytes() const {
-    const size_t vectors = layers_.size() * 2 * static_cast<size_t>(heads_) * static_cast<size_t>(length);
+    const size_t vectors = static_cast<size_t>(layers_) * 2 * static_cast<size_t>(heads_) * static_cast<size_t>(length);
     return vectors * (static_cast<size_t>(padded_) * number_bytes() + scale_bytes());
 }
 

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
-#include <vector>
 
 #include "layout.hpp"
 
@@ -25,6 +24,11 @@ constexpr int kMaxDimension = 4096;
 // their products as they were. (QuaRot, Ashkboos et al. 2024, section 4.)
 void spread_dimensions(float* x, size_t n);
 
+struct Unmap {
+    size_t bytes = 0;
+    void operator()(uint8_t* at) const;
+};
+
 // float32 and bf16: keys by 32 positions, [head][position / 32][dimension][position % 32], so that vectors hold
 // positions; values [head][position][dimension]. Of 32 bf16 numbers the i-th and the (16 + i)-th share a 32-bit word: a
 // shift and a mask make floats of them.
@@ -34,7 +38,9 @@ void spread_dimensions(float* x, size_t n);
 // `Kernel::blocks`): 32 rows, 16 columns at a time. Of keys, positions are the rows,
 // [head][position / 32][dimension / 16][512]; of values, dimensions, [head][dimension / 32][position / 16][512].
 //
-// Memory is claimed as it is touched.
+// A cache is a mapping of its own, not the allocator's: its pages are claimed as they are written and go back to the
+// system with it. (An allocator keeps what is freed, and clears all of it for the next cache: sessions that come and go
+// then end up with every page of every context.)
 class Cache {
   public:
     Cache(int layers, int heads, int dimension, int capacity, Precision precision);
@@ -46,7 +52,7 @@ class Cache {
     Precision precision() const { return precision_; }
     int padded() const { return padded_; }
     int rounded() const { return rounded_; }
-    int layers() const { return static_cast<int>(layers_.size()); }
+    int layers() const { return layers_; }
     int heads() const { return heads_; }
     int dimension() const { return dimension_; }
     // Of the positions in use.
@@ -74,14 +80,14 @@ class Cache {
     size_t number_bytes() const { return precision_ == Precision::kFloat32 ? 4 : precision_ == Precision::kBf16 ? 2 : 1; }
     size_t scale_bytes() const { return precision_ == Precision::kInt8 ? sizeof(float) : 0; }
     uint8_t* block(int layer) {
-        const auto at = reinterpret_cast<uintptr_t>(layers_[static_cast<size_t>(layer)].get());
-        return reinterpret_cast<uint8_t*>((at + 63) / 64 * 64);
+        return pages_.get() + layer_bytes_ * static_cast<size_t>(layer);
     }
     void put_bytes(int layer, int head, size_t position, const float* key, const float* value);
 
-    int heads_, dimension_, padded_, capacity_, rounded_;
+    int layers_, heads_, dimension_, padded_, capacity_, rounded_;
     Precision precision_;
-    std::vector<std::unique_ptr<uint8_t[], Free>> layers_;
+    size_t layer_bytes_;
+    std::unique_ptr<uint8_t[], Unmap> pages_;
 };
 
 }  // namespace sprat::engine

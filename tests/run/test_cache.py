@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,6 +224,26 @@ def test_its_bytes(cache, bytes_of_head, model):
     session = engine.session()
     engine.step([session], [IDS[:7]])
     assert engine.resident["cache"] == 7 * engine.cache_bytes_per_token == 7 * 2 * 3 * 2 * bytes_of_head
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_caches_that_come_and_go_hold_what_was_written_alone():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    vector, dice, live, before = np.ones(64, np.float32), random.Random(0), [], resident()
+    for _ in range(40):
+        while len(live) < 8:
+            live.append(_core.Cache(30, 3, 64, 2048, "int8"))  # 25 MB, of which one position is written
+            for layer in range(30):
+                live[-1].put(layer, 0, 0, vector, vector)
+        for _ in range(dice.randint(1, 6)):
+            live.pop(dice.randrange(len(live)))
+    # Eight whole caches are 200 MB; 30 layers write to at most 6 pages each.
+    assert resident() - before < 8 * 30 * 6 * os.sysconf("SC_PAGE_SIZE") + 10_000_000
+    written = resident()
+    live.clear()
+    assert resident() <= written
 
 
 def test_an_unknown_cache_is_refused(model):

@@ -281,8 +281,19 @@ def test_no_more_sessions_lie_idle_than_are_kept():
     for i, session in enumerate(taken):
         sessions.give(session, [i])
     assert engine.open == sessions.open == sessions.idle == 2
-    sessions.take([9, 9])
-    assert engine.open == 2  # an idle one was used again
+
+
+def test_a_text_that_continues_none_gets_no_cache_of_another():
+    engine = ToyEngine()
+    sessions = Sessions(engine, 256, keep=1)
+    long, _ = sessions.take([1] * 200)
+    engine.step([long], [[1] * 200])
+    sessions.give(long, [1] * 200)
+    short, reused = sessions.take([9, 9])
+    assert short is not long and reused == 0
+    engine.step([short], [[9, 9]])
+    sessions.give(short, [9, 9])
+    assert long.closed and engine.open == sessions.open == 1  # and with it the memory of a long text
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,11 @@ class Sessions:
         """A session for a text that begins with `ids`, and how many of them it holds already (never all)."""
         shared = [common(held, ids) for _, held in self._idle]
         best = max(range(len(shared)), key=lambda i: shared[i], default=None)
-        if best is not None and shared[best] < WORTHWHILE:
-            best = 0 if len(self._idle) >= self._keep else None
-        if best is not None:
+        if best is not None and shared[best] >= WORTHWHILE:
             session, _ = self._idle.pop(best)
             session.rewind(shared[best])
             return session, shared[best]
+        # Not one of another text: that one holds the pages of the longest text it ever had, a new one none.
         try:
             session = self._engine.session(self._context)
         except MemoryError:
