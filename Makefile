@@ -64,7 +64,7 @@ test-native: $(VENV)/.built
 	  -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(SANITIZED)
 	@LD_PRELOAD="$(foreach l,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(l).so))" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=src:tests \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=src:tests \
 	  SPRAT_CORE="$$(echo $(SANITIZED)/_core*.so)" \
 	  $(BIN)/python -m pytest -p sanitized --capture=sys -m 'not real' $(NATIVE_TESTS) $(ARGS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sprat.errors import SpratError
 from sprat.run.chat import common
 from sprat.run.engine import Engine, Session
 
@@ -35,7 +36,7 @@ class Sessions:
         # Not one of another text: that one holds the pages of the longest text it ever had, a new one none.
         try:
             session = self._engine.session(self._context)
-        except MemoryError:
+        except (MemoryError, SpratError):  # the native engine says what the memory was for
             if not self._idle:
                 raise
             self.clear()
