@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A shell's background job starts with Ctrl-C ignored, and so would all that the tests start and stop with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny models: a second thread costs more than it brings, and much more where other work runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
