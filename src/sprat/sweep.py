@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from sprat import job as jobs
 from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.fit import finish
+from sprat.folders import write_whole
 from sprat.job import Job
 from sprat.level import bound, predict
 from sprat.level.curve import curve
@@ -104,8 +104,8 @@ def sweep(
     result |= {"versions": versions(), "machine": machine()}
     _save(folder, result)
     if any("bytes" in row for row in result["rows"]):
-        _put(folder / "curve.svg", quality.chart(result).svg())
-        _put(folder / "README.md", quality.readme(result))
+        write_whole(folder / "curve.svg", quality.chart(result).svg())
+        write_whole(folder / "README.md", quality.readme(result))
     return result
 
 
@@ -243,11 +243,6 @@ def _short(value: Any) -> str:
 def _save(folder: Path, result: dict[str, Any]) -> None:
     order = sorted(result["rows"], key=lambda row: row["budget_bytes"])
     result["rows"] = order
-    _put(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _put(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + f".partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(
+        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )

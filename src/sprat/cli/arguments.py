@@ -159,7 +159,7 @@ def add_ram(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
-    """How much of a text is read, and how: the same for `sweep` and `compare`."""
+    """How much of a text is read, and how: the same for `prove`, `sweep` and `compare`."""
     parser.add_argument(
         "--tokens",
         type=whole,
@@ -170,7 +170,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--context", type=whole, default=512, metavar="N", help="tokens a context (default 512)"
     )
     parser.add_argument(
-        "--dtype", default="float32", help="compute the models in float32 (default) or bfloat16"
+        "--dtype",
+        default="float32",
+        help="compute the models in float32 (default) or bfloat16: about twice as fast, adds a KL of about 0.001",
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_evaluation, seed
+from sprat.folders import write_whole
 
 if TYPE_CHECKING:
     from sprat.prove.comparison import Comparison
@@ -54,7 +55,7 @@ def execute(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     if arguments.svg is not None:
-        terminal.write_file(arguments.svg, found.svg())
+        write_whole(arguments.svg, found.svg())
     if arguments.json:
         terminal.write_json(found.to_json())
     else:

@@ -11,6 +11,7 @@ from sprat.cli.arguments import add_cache, add_file, whole
 from sprat.cli.picture import svg
 from sprat.coding.parts import Part, by_kind, by_layer, parts
 from sprat.errors import FormatError, UnsupportedError
+from sprat.folders import write_whole
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def execute(arguments: argparse.Namespace) -> None:
     cache = _cache(artifact, arguments)
     title = f"{arguments.file.name}: {artifact.config.get('model_type', 'model')}"
     if arguments.svg is not None:
-        terminal.write_file(arguments.svg, svg(found, title))
+        write_whole(arguments.svg, svg(found, title))
     if arguments.json:
         terminal.write_json(_json(arguments.file, artifact) | ({"cache": cache} if cache else {}))
     else:

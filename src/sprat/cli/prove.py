@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import seed, whole
+from sprat.cli.arguments import add_evaluation, seed, whole
 from sprat.cli.tasks import task_table
 from sprat.sizes import format_bytes
 
@@ -50,23 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="measure the proof in DIR again and say which figures hold; FILE, --against and --text say where "
         "these lie now. Exit status 1 where a figure differs",
     )
-    parser.add_argument(
-        "--tokens",
-        type=whole,
-        metavar="N",
-        help="tokens of text to read, spread evenly (default 40 contexts)",
-    )
-    parser.add_argument(
-        "--context", type=whole, default=512, metavar="N", help="tokens a context (default 512)"
-    )
+    add_evaluation(parser)
     parser.add_argument(
         "--skip", type=int, metavar="N", help="leave the first N positions of each context out (default half)"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        help="compute both models in float32 (default) or bfloat16: about twice as fast, adds a KL "
-        "of about 0.001",
     )
     parser.add_argument("--layers", action="store_true", help="also what each layer alone costs (minutes)")
     parser.add_argument(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,18 +24,13 @@ def out() -> Console:
 
 
 def err() -> Console:
+    """Progress, notes and errors: on standard error."""
     return Console(stderr=True, highlight=False)
 
 
 def write_json(value: Any) -> None:
+    """A result as JSON on standard output; ValueError for NaN and infinity."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + f".partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def note(message: str) -> None:

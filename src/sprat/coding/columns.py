@@ -108,12 +108,14 @@ def column(values: Any, width: int = 0) -> bytes:
 
 
 def text_column(strings: list[str]) -> bytes:
+    """Strings with a zero behind each, as a blob; ValueError where one holds a zero."""
     if any("\0" in s for s in strings):
         raise ValueError("a token holds a zero")
     return blob("".join(s + "\0" for s in strings).encode("utf-8", "surrogatepass"))
 
 
 def blob(data: bytes) -> bytes:
+    """Both lengths, and `data` in raw LZMA."""
     # A dictionary no larger than the data finds the same matches; clearing 16 MB for each part took most of the time.
     fitting = {**FILTERS[0], "dict_size": min(FILTERS[0]["dict_size"], max(len(data), 1 << 12))}
     packed = lzma.compress(data, lzma.FORMAT_RAW, filters=[fitting])
@@ -121,6 +123,7 @@ def blob(data: bytes) -> bytes:
 
 
 def varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, the low ones first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -129,4 +132,5 @@ def varint(value: int) -> bytes:
 
 
 def dump(value: Any) -> bytes:
+    """JSON without spaces, in UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -51,6 +51,7 @@ def unpack_parsed(data: bytes, limit: int = LIMIT) -> dict[str, bytes | dict[str
 
 
 def unpack_or_none(data: bytes) -> dict[str, bytes] | None:
+    """What `unpack` gives; None for what it refuses."""
     try:
         return unpack(data)
     except FormatError:

@@ -16,12 +16,8 @@ import numpy as np
 from sprat.coding.tensors import OFFSET, ZERO
 from sprat.level.predict import Spread
 
-_ROWS, _PANEL, _BUCKETS, _CHUNK = (
-    16,
-    16,
-    16,
-    192,
-)  # csrc/engine/layout.hpp: kRows, kPanel, kBuckets, kMaxBlocks
+#: csrc/engine/layout.hpp: kRows, kPanel, kBuckets, kMaxBlocks.
+_ROWS, _PANEL, _BUCKETS, _CHUNK = 16, 16, 16, 192
 _ENTRY = _ROWS * _PANEL
 _WIDEST = 16
 #: log2 of the deviations in the table.

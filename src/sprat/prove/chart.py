@@ -153,11 +153,11 @@ def linear_ticks(low: float, high: float, most: int = 8) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within low..high; the powers alone where those are many."""
+def log_ticks(low: float, high: float, most: int = 10) -> list[float]:
+    """1, 2 and 5 times powers of ten within low..high; the powers alone where those are more than `most`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [float(f"{m}e{p}") for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    return found if len(found) <= 10 else [tick for tick in found if f"{tick:e}".startswith("1")]
+    return found if len(found) <= most else [tick for tick in found if f"{tick:e}".startswith("1")]
 
 
 def _drawn(series: Series, x, y) -> list[str]:

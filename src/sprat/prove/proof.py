@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.errors import ProofError
+from sprat.folders import write_whole
 from sprat.progress import Progress, silent
 from sprat.prove import cost, honesty
 from sprat.prove import text as texts
@@ -61,7 +62,7 @@ class Proof:
         place, result = Path(folder), self.to_json()
         place.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        (place / RESULT).write_text(text, encoding="utf-8")
+        write_whole(place / RESULT, text)
         write(result, place)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sprat.prove.chart import log_ticks
 from sprat.prove.report.figures import Figure, Result, Shown, nats, number, write
 from sprat.sizes import format_bytes
 
@@ -41,13 +42,6 @@ def ticks(top: float, most: int = 4) -> list[float]:
 def _rounds(start: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(start))
     return [power, 2 * power, 5 * power, 10 * power]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within low..high; without the 2s and 5s where that is too many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    return found if len(found) <= 8 else [t for t in found if f"{t:e}".startswith("1")]
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ def _axis(values: list[float], spread: float, text: Any) -> tuple[Any, list[Tick
     if high > spread * low:
         low, high = low / 1.25, high * 1.25
         place = lambda v: 100 * math.log(v / low) / math.log(high / low)  # noqa: E731
-        return place, [Tick(place(t), text(t)) for t in log_ticks(low, high)]
+        return place, [Tick(place(t), text(t)) for t in log_ticks(low, high, most=8)]
     margin = 0.08 * (high - low) or 0.1 * high
     low, high = max(0.0, low - margin), high + margin
     place = lambda v: 100 * (v - low) / (high - low)  # noqa: E731

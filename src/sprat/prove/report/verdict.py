@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
+from sprat.prove.pairs import holm
 from sprat.prove.report.figures import COUNT, PERCENT, Figure, Interval, Result, Shown, Style, nats
 
 #: A sentence: words, figures that know where they come from, and intervals, which stand together.
@@ -139,14 +140,12 @@ def level(result: Result) -> float:
 
 
 def changed_tasks(result: Result) -> dict[str, bool]:
-    """Path of each task that has a p value -> whether it changed (Holm 1979, step down)."""
-    tested = sorted(
-        (p, path) for path in result.rows("tasks") if (p := result.number(f"{path}.mcnemar_p")) is not None
-    )
-    changed: dict[str, bool] = {}
-    for i, (p, path) in enumerate(tested):
-        changed[path] = all(changed.values()) and p <= TASK_LEVEL / (len(tested) - i)
-    return changed
+    """Path of each task that has a p value -> whether it changed (Holm's correction over all of them)."""
+    tested = {
+        path: p for path in result.rows("tasks") if (p := result.number(f"{path}.mcnemar_p")) is not None
+    }
+    corrected = holm(list(tested.values()))
+    return {path: p <= TASK_LEVEL + 1e-12 for path, p in zip(tested, corrected, strict=True)}
 
 
 def _tasks(result: Result) -> Sentence:

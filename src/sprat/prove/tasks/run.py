@@ -78,12 +78,14 @@ def is_file(name: str) -> bool:
 
 
 def original_scorer(source: Source) -> Scorer:
+    """The original, in batches through torch."""
     from sprat.prove.tasks.torch_scorer import TorchScorer
 
     return TorchScorer(source.model, words_of_transformers(source.tokenizer))
 
 
 def compressed_scorer(artifact: Artifact, engine: str = "auto", threads: int | None = None) -> Scorer:
+    """The file, through the engine that `sprat.run.engine.open_engine` gives."""
     from sprat.prove.tasks.engine_scorer import EngineScorer
     from sprat.run.engine import open_engine
     from sprat.run.tokenizer import open_tokenizer
