@@ -17,6 +17,8 @@ class Recipe:
 
     method: str = "waterlevel"
     """The row of sprat.methods.METHODS that chooses the values."""
+    rank: int = 0
+    """Rank of the product that the methods with "lowrank" in their name store; 0 for all others."""
     context: int = 512
     """Tokens in a calibration context."""
     tokens: int = 0
@@ -61,6 +63,7 @@ class Recipe:
     def __post_init__(self) -> None:
         rules: list[tuple[str, bool, str]] = [
             ("context", 16 <= self.context <= 65536, "16 to 65536"),
+            ("rank", (self.rank > 0) == ("lowrank" in self.method), "above 0 for a low-rank method, else 0"),
             ("tokens", self.tokens >= 0, "0 or more"),
             ("held_out", 1 <= self.held_out <= 1024, "1 to 1024"),
             ("shrinkage", 0 < self.shrinkage <= 1e6, "above 0"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from sprat.recipe import Recipe
 
 
 def correlated(
@@ -31,3 +35,8 @@ def water_filling(powers: np.ndarray, distortion: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if np.minimum(powers, middle).sum() < distortion else (low, middle)
     return float(0.5 * np.log2(np.maximum(powers / high, 1)).sum())
+
+
+def recipe_of(name: str, rank: int, **settings: Any) -> Recipe:
+    """A recipe for the method `name`; rank: where that stores a product."""
+    return Recipe(method=name, rank=rank if "lowrank" in name else 0, **settings)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sprat.coding import entropy, records
 from sprat.coding.ledger import Ledger, Line
-from sprat.coding.tensors import Dense, Entry, Stored
+from sprat.coding.tensors import Dense, Entry, LowRank, Stored
 from sprat.errors import FormatError, SpratError, nearest
 from sprat.progress import Progress, silent
 
@@ -24,6 +24,9 @@ VERSION = 1
 PREAMBLE = "<4sHHII"
 DIGEST = 16
 MAX_HEADER = 16 << 20
+#: Sections of a tensor that is not dense, by its form: a lattice, a product of two, or both added.
+SECTIONS = {"lattice": ("lattice",), "product": ("left", "right"), "sum": ("left", "right", "lattice")}
+CODED = SECTIONS["sum"]
 T = TypeVar("T")
 
 
@@ -116,12 +119,8 @@ class Artifact:
         if name not in self._tensors:
             raise SpratError(f"{self.path.name} holds no tensor {name!r}{nearest(name, self._tensors)}")
         line = self._tensors[name]
-        if "dtype" in line:
-            tensor: Stored = self._read_dense()[name]
-        else:
-            tables = self._read_tables()
-            tensor = self._read("lattice", name, lambda data: records.unpack_lattice(data, tables, threads))
         try:
+            tensor = self._read_dense()[name] if "dtype" in line else self._coded(name, line["form"], threads)
             return Entry(line["maps"], line["rows"], tensor, line["transposed"])
         except ValueError as error:
             raise FormatError(f"{self.path.name}: tensor {name!r}: {error}") from None
@@ -146,7 +145,7 @@ class Artifact:
         """Bytes by section; they sum to the file's size."""
         lines = [Line("header", "header", self._header_size)]
         for (kind, name), (_, length, _) in self._sections.items():
-            if kind == "lattice":
+            if kind in CODED:
                 head = self._read(kind, name, records.unpack_head)
                 lines.append(Line(name, kind, length, head.shape, head.shape[0] * head.shape[1], head.zeros))
             elif kind == "dense":
@@ -172,6 +171,14 @@ class Artifact:
             raise FormatError(f"{label}: {error}") from None
         except MemoryError:
             raise SpratError(f"{label} does not fit into this machine's memory") from None
+
+    def _coded(self, name: str, form: str, threads: int) -> Stored:
+        tables = self._read_tables()
+        found = [
+            self._read(kind, name, lambda data: records.unpack_lattice(data, tables, threads))
+            for kind in SECTIONS[form]
+        ]
+        return found[0] if form == "lattice" else LowRank(*found)
 
     def _read_tables(self) -> entropy.Tables:
         if self._tables is None:
@@ -244,6 +251,10 @@ def _parse_tensor(line: Any) -> tuple[str, dict[str, Any]]:
             out["dtype"], out["shape"] = records.check_layout(line["dtype"], line.get("shape"))
         except FormatError as error:
             raise FormatError(f"header: tensor {name!r}: {error}") from None
+    else:
+        out["form"] = line.get("form", "lattice")
+        if not isinstance(out["form"], str) or out["form"] not in SECTIONS:
+            raise FormatError(f"header: tensor {name!r} has the unknown form {out['form']!r}")
     return name, out
 
 
@@ -251,10 +262,10 @@ def _layout(
     tensors: dict[str, dict[str, Any]], files: list[Any], table: memoryview, start: int, size: int
 ) -> dict[tuple[str, str], tuple[int, int, bytes]]:
     """(kind, name) → (offset, length, digest): sections lie back to back in this order and fill the file."""
-    lattices = [name for name, line in tensors.items() if "dtype" not in line]
-    keys = [("tables", "tables")] if lattices else []
-    keys += [("lattice", name) for name in lattices]
-    keys += [("dense", "dense")] if len(lattices) < len(tensors) else []
+    coded = {name: line["form"] for name, line in tensors.items() if "dtype" not in line}
+    keys = [("tables", "tables")] if coded else []
+    keys += [(kind, name) for name, form in coded.items() for kind in SECTIONS[form]]
+    keys += [("dense", "dense")] if len(coded) < len(tensors) else []
     if not all(isinstance(name, str) for name in files) or len(set(files)) != len(files):
         raise FormatError("header: file names must be texts, each once")
     keys += [("file", name) for name in files]

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sprat.coding import entropy, records
-from sprat.coding.artifact import DIGEST, MAGIC, MAX_HEADER, PREAMBLE, VERSION, Artifact
+from sprat.coding.artifact import DIGEST, MAGIC, MAX_HEADER, PREAMBLE, SECTIONS, VERSION, Artifact
 from sprat.coding.ledger import Ledger, Line
-from sprat.coding.tensors import Dense, Entry, Lattice
+from sprat.coding.tensors import Dense, Entry, Lattice, LowRank, lattices
 from sprat.errors import SpratError
 from sprat.progress import Progress, silent
 
@@ -64,7 +64,7 @@ def assemble(
     progress: Progress = silent,
 ) -> Assembled:
     """Every byte of the file. `tables` defaults to the ones made for these lattices' own counts."""
-    lattices = {name: e.tensor for name, e in entries.items() if isinstance(e.tensor, Lattice)}
+    coded = [(kind, name, x) for name, e in entries.items() for kind, x in _coded(e)]
     dense = {name: e.tensor for name, e in entries.items() if isinstance(e.tensor, Dense)}
     files = dict(file_extra or {})
     sections: list[tuple[Line, bytes]] = []
@@ -72,16 +72,16 @@ def assemble(
     def add(name: str, kind: str, data: bytes, *shape_weights_zeros: Any) -> None:
         sections.append((Line(name, kind, len(data), *shape_weights_zeros), data))
 
-    if lattices:
+    if coded:
         if tables is None:
-            tables = entropy.Tables.from_counts(entropy.count(lattices.values(), threads))
+            tables = entropy.Tables.from_counts(entropy.count([x for _, _, x in coded], threads))
         add("tables", "tables", tables.to_bytes())
-        total = sum(x.q.size for x in lattices.values())
+        total = sum(x.q.size for _, _, x in coded)
         done = 0
-        for name, lattice in lattices.items():
+        for kind, name, lattice in coded:
             data = records.pack_lattice(lattice, tables, threads)
             head = records.unpack_head(data)
-            add(name, "lattice", data, lattice.shape, lattice.q.size, head.zeros)
+            add(name, kind, data, lattice.shape, lattice.q.size, head.zeros)
             done += lattice.q.size
             progress("coding weights", done, total)
     if dense:
@@ -101,6 +101,19 @@ def assemble(
     head = _header(body, [data for _, data in sections])
     lines = (Line("header", "header", len(head)), *(line for line, _ in sections))
     return Assembled((head, *(data for _, data in sections)), Ledger(lines))
+
+
+def _coded(entry: Entry) -> list[tuple[str, Lattice]]:
+    """An entry's lattices, each with the kind of its section."""
+    found = lattices(entry.tensor)
+    return list(zip(SECTIONS[_form(entry)], found, strict=True)) if found else []
+
+
+def _form(entry: Entry) -> str:
+    """The key in SECTIONS of what an entry is stored as."""
+    if not isinstance(entry.tensor, LowRank):
+        return "lattice"
+    return "product" if entry.tensor.rest is None else "sum"
 
 
 def write(path: str | os.PathLike[str], **contents: Any) -> Ledger:
@@ -126,6 +139,8 @@ def _describe(name: str, entry: Entry) -> dict[str, Any]:
         out["transposed"] = True
     if isinstance(entry.tensor, Dense):
         out |= {"dtype": entry.tensor.dtype, "shape": list(entry.tensor.shape)}
+    elif (form := _form(entry)) != "lattice":
+        out["form"] = form
     return out
 
 

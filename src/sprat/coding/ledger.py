@@ -11,7 +11,7 @@ class Line:
     """One section; weights and zeros are 0 where it has none."""
 
     name: str
-    kind: str  # "header", "tables", "lattice", "dense" or "file"
+    kind: str  # "header", "tables", "lattice", "left", "right", "dense" or "file"
     nbytes: int
     shape: tuple[int, ...] = ()
     weights: int = 0

@@ -55,7 +55,7 @@ def _kind(line: Line) -> str:
         return "tokenizer"
     if line.kind == "dense":
         return "norms and biases"
-    if line.kind != "lattice":
+    if line.kind not in ("lattice", "left", "right"):
         return "header and tables"
     return next((kind for pattern, kind in _KINDS if re.search(pattern, line.name)), "other")
 

@@ -1,4 +1,4 @@
-"""What can be stored: scales on a logarithmic grid, lattices of integers, small exact tensors.
+"""What can be stored: scales on a logarithmic grid, lattices of integers, products of them, small exact tensors.
 
 A method returns these; the entropy coder and the container write them. `dense()` is what every reader must
 reproduce.
@@ -18,6 +18,8 @@ ZERO = 24
 OFFSET = 128
 TRELLISES = (0, 4, 8)
 DENSE_TYPES = ("f32", "bf16", "f16")
+#: A product stands for at most this many weights a stored one: what a file claims must not fill the memory.
+MAX_EXPANSION = 4096
 #: Scales lie within 2 ** ±60, so that the product of two stays finite in float32.
 MAX_EXPONENT = 60
 
@@ -135,7 +137,53 @@ class Dense:
         return unpack_floats(pack_floats(self.array, self.dtype), self.dtype, self.array.shape)
 
 
-Stored = Lattice | Dense
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """W = left · right + rest: a product of two thin lattices, alone or beside a lattice of the full shape.
+
+    left: (m, r); right: (r, n); rest: (m, n) or None.
+    """
+
+    left: Lattice
+    right: Lattice
+    rest: Lattice | None = None
+
+    def __post_init__(self) -> None:
+        (m, r), (inner, n) = self.left.shape, self.right.shape
+        if r != inner:
+            raise ValueError(f"LowRank: left {self.left.shape} does not meet right {self.right.shape}")
+        if self.rest is not None and self.rest.shape != (m, n):
+            raise ValueError(f"LowRank: rest has shape {self.rest.shape}, the product ({m}, {n})")
+        if m * n > MAX_EXPANSION * r * (m + n):
+            raise ValueError(f"LowRank: a product of rank {r} stands for too large a matrix, {m} x {n}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def lattices(self) -> tuple[Lattice, ...]:
+        """What is coded, in the order of the file."""
+        return (self.left, self.right) if self.rest is None else (self.left, self.right, self.rest)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(lattice.nbytes for lattice in self.lattices)
+
+    def dense(self) -> np.ndarray:
+        """(m, n) float32; the product is summed in float64."""
+        product = self.left.dense().astype(np.float64) @ self.right.dense().astype(np.float64)
+        return (product if self.rest is None else product + self.rest.dense()).astype(np.float32)
+
+
+Stored = Lattice | LowRank | Dense
+
+
+def lattices(tensor: Stored) -> tuple[Lattice, ...]:
+    """The lattices that a stored tensor is made of."""
+    if isinstance(tensor, Lattice):
+        return (tensor,)
+    return tensor.lattices if isinstance(tensor, LowRank) else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +204,7 @@ class Entry:
             raise ValueError(
                 f"Entry needs one row count a map: {len(self.maps)} maps, {len(self.rows)} counts"
             )
-        if min(self.rows) < 1 and isinstance(self.tensor, Lattice):
+        if min(self.rows) < 1 and not isinstance(self.tensor, Dense):
             raise ValueError(f"Entry.rows must be positive, not {self.rows}")
         if isinstance(self.tensor, Dense):
             if len(self.maps) != 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sprat.coding import entropy
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Entry, Stored, lattices
 from sprat.level.predict import Spread, echo
 from sprat.level.targets import Target, Targets
 from sprat.methods import METHODS
@@ -72,7 +72,7 @@ def round_target(
     tables: entropy.Tables,
     threads: int,
     u: Tensor | None = None,
-) -> Lattice:
+) -> Stored:
     """Round one target into `done`; where held-out inputs contradict the statistics, again with more shrinkage.
 
     u: the factor of its metric with the recipe's shrinkage, where that is known.
@@ -81,22 +81,22 @@ def round_target(
     strength = recipe.shrinkage
     while True:
         h = target.metric(strength)
-        lattice = method(target.w, h, target.g, level, recipe, tables, target.name, threads, u)
-        ratio = distortion_ratio(target, lattice, h)
+        stored = method(target.w, h, target.g, level, recipe, tables, target.name, threads, u)
+        ratio = distortion_ratio(target, stored, h)
         if ratio <= DISTRUST or strength >= 64 * recipe.shrinkage:
             break
         strength, u = strength * 4, None
-    done.entries[target.name] = target.entry(lattice)
-    done.counts = done.counts + entropy.count([lattice], threads)
+    done.entries[target.name] = target.entry(stored)
+    done.counts = done.counts + entropy.count(lattices(stored), threads)
     done.ratios[target.name] = ratio
-    return lattice
+    return stored
 
 
-def distortion_ratio(target: Target, lattice: Lattice, h: Tensor) -> float:
+def distortion_ratio(target: Target, stored: Stored, h: Tensor) -> float:
     """Σ g ‖ΔW x‖² over held-out inputs, divided by what h says; 1 where nothing was held out."""
     if not len(target.probes):
         return 1.0
-    error = (torch.from_numpy(lattice.dense()) - target.w) * target.g.sqrt()[:, None]
+    error = (torch.from_numpy(stored.dense()) - target.w) * target.g.sqrt()[:, None]
     real = (target.probes.float() @ error.T).square().sum() / len(target.probes)
     predicted = ((error @ h) * error).sum()
     return float(real / predicted.clamp_min(1e-30))

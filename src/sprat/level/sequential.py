@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sprat.coding import entropy
-from sprat.coding.tensors import Lattice
+from sprat.coding.tensors import Stored
 from sprat.level.rounding import Rounded, round_target
 from sprat.level.targets import Target, Targets
 from sprat.progress import Progress, silent
@@ -113,9 +113,9 @@ def _twin(original: nn.Module, working: nn.Module, module: nn.Module) -> nn.Modu
     return working.get_submodule(name)
 
 
-def _install(working: nn.Module, target: Target, lattice: Lattice) -> None:
+def _install(working: nn.Module, target: Target, stored: Stored) -> None:
     """Write what was rounded into the working copy."""
-    dense = torch.from_numpy(lattice.dense())
+    dense = torch.from_numpy(stored.dense())
     parameters = dict(working.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, part in zip(target.parameters, dense.split(list(target.rows)), strict=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sprat.coding.tensors import Dense, Entry, Lattice
+from sprat.coding.tensors import Dense, Entry, Stored
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.embedding import embedding_metric
@@ -42,8 +42,8 @@ class Target:
         """H shrunk; an embedding's metric is built from shrunk parts already."""
         return self.h if self.layer is None else shrink(self.h, self.tokens, strength)
 
-    def entry(self, lattice: Lattice) -> Entry:
-        return Entry(self.parameters, self.rows, lattice, self.transposed)
+    def entry(self, stored: Stored) -> Entry:
+        return Entry(self.parameters, self.rows, stored, self.transposed)
 
 
 class Targets:

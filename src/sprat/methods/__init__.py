@@ -1,6 +1,6 @@
 """How values are chosen, a file a method: pure functions of (weights, statistics, options).
 
-A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Lattice`, u the upper factor of
+A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Stored`, u the upper factor of
 h where it is known, else None; `sprat fit` finds it here by the recipe's `method`.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sprat.coding.tensors import Lattice
+from sprat.coding.tensors import Stored
 from sprat.errors import RecipeError, nearest
-from sprat.methods import waterlevel
+from sprat.methods import lowrank, waterlevel
 
-Method = Callable[..., Lattice]
+Method = Callable[..., Stored]
 
 METHODS: dict[str, Method] = {
     "waterlevel": waterlevel.round_to_level,
+    "lowrank": lowrank.product,
+    "waterlevel+lowrank": lowrank.beside_lattice,
 }
 
 

@@ -45,8 +45,8 @@ class Steps:
     """(m,) float32: the plain step c / √g_i over the row's scale; 1 or 2 but for the grid's rounding."""
 
 
-def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe: Recipe) -> Steps:
-    """Scales and classes for w: (m, n) from diag U: (n,) and row weights g: (m,)."""
+def step_sizes(u_diagonal: Tensor, g: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Δ / c of rows (m,) and columns (n,), float64: the step of element (i, j) is c times their product."""
     g = g.double()
     g = g.clamp_min(recipe.row_floor * float(g.mean()) + 1e-30)
     rows, columns = g.rsqrt(), u_diagonal.double()
@@ -54,6 +54,12 @@ def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe:
         rows = torch.full_like(rows, float(rows.log().mean().exp()))
     if not recipe.column_steps:
         columns = torch.full_like(columns, float(columns.log().mean().exp()))
+    return rows, columns
+
+
+def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe: Recipe) -> Steps:
+    """Scales and classes for w: (m, n) from diag U: (n,) and row weights g: (m,)."""
+    rows, columns = step_sizes(u_diagonal, g, recipe)
     symbol = 2 if recipe.trellis else 1  # lattice points a symbol
     row = LogScale.nearest((level / symbol * rows).numpy(), recipe.scale_resolution)
     col = LogScale.nearest(columns.numpy(), recipe.scale_resolution)

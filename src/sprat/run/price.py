@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from sprat import _core
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Dense, Entry
 from sprat.errors import BudgetError, UnsupportedError
 from sprat.run.architecture import architecture, check_cache
 from sprat.run.engine import Engine
+from sprat.run.unpack import integers
 from sprat.sizes import format_bytes
 
 
@@ -36,19 +37,12 @@ def weights_bytes(entries: Mapping[str, Entry], threads: int = 1) -> int:
     total = 0
     for entry in entries.values():
         tensor = entry.tensor
-        if isinstance(tensor, Lattice):
-            # An arena a map: its memory goes back as soon as the map is weighed.
-            packed = _core.pack(
-                np.ascontiguousarray(tensor.q),
-                tensor.row.values(),
-                tensor.col.values(),
-                0,
-                threads,
-                _core.Arena(),
-            )
-            total += packed.nbytes
-        else:
+        if isinstance(tensor, Dense):
             total += 4 * tensor.array.size
+            continue
+        q, row, column = integers(tensor, entry.maps[0])
+        # An arena a map: its memory goes back as soon as the map is weighed.
+        total += _core.pack(np.ascontiguousarray(q), row, column, 0, threads, _core.Arena()).nbytes
     return total
 
 

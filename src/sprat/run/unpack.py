@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sprat import _core
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Entry, Lattice, Stored
 from sprat.errors import FormatError, SpratError, nearest
 from sprat.run.architecture import Architecture
 from sprat.run.unpacked import Piece, Unpacked
@@ -94,12 +94,7 @@ def _parts(entry: Entry, arch: Architecture, threads: int, arena: Any) -> Iterat
     if not columns:
         yield list(entry.maps), entry.tensor.dense()
         return
-    lattice = entry.tensor if isinstance(entry.tensor, Lattice) else None
-    if lattice is None:
-        q, row = _as_integers(entry.tensor.dense(), entry.maps[0])
-        column = np.ones(columns, np.float32)
-    else:
-        q, row, column = lattice.q, lattice.row.values(), lattice.col.values()
+    q, row, column = integers(entry.tensor, entry.maps[0])
     # One matrix for each run of rows whose outputs follow each other: q, k, v and gate, up are one.
     runs: list[tuple[list[str], int, int]] = []  # names, first row, end
     start = 0
@@ -120,9 +115,16 @@ def _parts(entry: Entry, arch: Architecture, threads: int, arena: Any) -> Iterat
         yield names, packed
 
 
-def _as_integers(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A dense matrix as 16-bit integers and a scale a row."""
+def integers(tensor: Stored, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the run layout is packed from: integers (m, n), row scales (m,), column scales (n,).
+
+    A lattice's own; of any other matrix 16-bit integers and a scale a row: exact enough, but neither small nor fast.
+    """
+    if isinstance(tensor, Lattice):
+        return tensor.q, tensor.row.values(), tensor.col.values()
+    matrix = tensor.dense()
     if not np.isfinite(matrix).all():
         raise FormatError(f"tensor {name!r} holds numbers that are not finite")
     row = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(_DENSE_STEPS)
-    return np.rint(matrix / row[:, None]).astype(np.int32), row.astype(np.float32)
+    column = np.ones(matrix.shape[1], np.float32)
+    return np.rint(matrix / row[:, None]).astype(np.int32), row.astype(np.float32), column
