@@ -17,7 +17,7 @@ from sprat.coding.ledger import Ledger
 from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.job import Job
 from sprat.level import predict, rounding, search
-from sprat.level.check import held_out_kl
+from sprat.level.check import bits_per_byte, held_out_kl, rebuilt
 from sprat.level.curve import curve
 from sprat.level.limits import Limits
 from sprat.level.rounding import Rounded
@@ -47,7 +47,8 @@ class FitResult:
     bits_per_weight: float
     predicted_kl: float
     measured_kl: float
-    """On calibration text that the statistics never saw."""
+    """To the original, on calibration text that the statistics never saw; where tokens were removed, to the original
+    over the tokens that are left."""
     unhealed_kl: float
     """The same before healing; equal where healing was off, or did not help and was not kept."""
     seconds: dict[str, float]
@@ -55,6 +56,8 @@ class FitResult:
     ledger: Ledger
     ram_nbytes: int | None = None
     """Bytes that the native engine takes to run it, its context's cache included; None where `ram` was not given."""
+    bits_per_byte: tuple[float, float] | None = None
+    """The original's and the file's on held-out text, where tokens were removed: all that the two have in common."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
         job.warnings,
         ledger,
         memory,
+        _across(job, fitted),
     )
 
 
@@ -205,10 +209,11 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
         predicted = predict.predicted_kl(spreads, fitted.level, curve(job.recipe))
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
+            # What the statistics of the reduced model predict is what rounding does to that model.
             measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
             job.progress("held-out check", 1, 1)
         if measured <= TRUST * predicted + NOISE:
-            return fitted, predicted, measured
+            return fitted, predicted, measured if job.reference is job.source.model else _measured(job, fitted)
         _repair(job, attempt, predicted, measured)
         attempt += 1
 
@@ -221,10 +226,22 @@ def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> t
     """What healing gave and its held-out KL, or what it was given where that is better."""
     with job.stage("healing"):
         healed = jobs.healed(job, fitted)
-        after = held_out_kl(job.source.model, healed.rounded.entries, job.held_out)
+        after = _measured(job, healed)
     if after < before and (size is None or healed.file.nbytes <= size):
         return healed, after
     return fitted, before
+
+
+def _measured(job: Job, fitted: search.Fitted) -> float:
+    return held_out_kl(job.reference, fitted.rounded.entries, job.held_out, job.source.model)
+
+
+def _across(job: Job, fitted: search.Fitted) -> tuple[float, float] | None:
+    if not job.passages:
+        return None
+    with job.stage("check"):
+        model = rebuilt(job.source.model, fitted.rounded.entries)
+        return job.removed["vocabulary"]["bits_per_byte"], bits_per_byte(model, job.passages)
 
 
 def _repair(job: Job, attempt: int, predicted: float, measured: float) -> None:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sprat import __version__, methods
+from sprat import reduce as structure
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
-from sprat.level.check import rebuilt
+from sprat.level.check import Passage, rebuilt
 from sprat.level.curve import curve
 from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
@@ -37,6 +39,9 @@ from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: At this level (√nats) hardly a weight of any model is left.
 FLOOR_LEVEL = 0.02
 
@@ -53,11 +58,19 @@ class Job:
     """A fit under way."""
 
     source: Source
+    """What is rounded: the original, or the structurally reduced model."""
+    reference: PreTrainedModel
+    """What the result is compared with: the original; where tokens were removed, it without their rows."""
     recipe: Recipe
     calibrate: list[str]
     calibration: Calibration
     targets: Targets
     progress: Progress
+    original_hash: str = ""
+    removed: dict[str, Any] = field(default_factory=dict)
+    """What structural pruning removed, as the file says it."""
+    passages: list[Passage] = field(default_factory=list)
+    """Held-out text for bits per byte, where tokens were removed."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -80,9 +93,10 @@ class Job:
         return {
             "sprat": __version__,
             "model": self.source.name,
-            "model_sha256": self.source.hash,
+            "model_sha256": self.original_hash,
             "original_bytes": self.source.original_bytes,
             "calibration": said,
+            **({"structure": self.removed} if self.removed else {}),
         }
 
     @property
@@ -120,12 +134,26 @@ def start(
     source = load(model, dtype=working_dtype())
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
-    refuse(source)
+    reduced = structure.wanted(recipe)
+    if reduced:
+        structure.refuse(source, recipe)
+    else:
+        refuse(source)
     started = time.monotonic()
     texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
     text = _calibration(source, texts, recipe, seed, progress)
     seconds["calibration text"] = time.monotonic() - started
-    cache = Cache(
+    targets = Targets(source, _statistics(source, text, recipe, seed), recipe)
+    job = Job(source, source.model, recipe, texts, text, targets, progress, source.hash, seconds=seconds)
+    if reduced:
+        _reduce(job, seed)
+        refuse(job.source)
+    return job
+
+
+def _statistics(source: Source, text: Calibration, recipe: Recipe, seed: int) -> Cache:
+    """Where the statistics of this model on this text are kept."""
+    return Cache(
         {
             "version": __version__,
             "statistics": STATISTICS,
@@ -137,7 +165,17 @@ def start(
             "dtype": str(working_dtype()),
         }
     )
-    return Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seconds=seconds)
+
+
+def _reduce(job: Job, seed: int) -> None:
+    """The smaller model in the original's place; the original's statistics first, where the choice asks for them."""
+    if structure.needs_statistics(job.recipe):
+        sense(job, seed)
+    with job.stage("structure"):
+        found = structure.reduce(job.source, job.calibration, job.targets.cache, job.recipe, seed, job.progress)
+    job.source, job.reference, job.calibration = found.source, found.reference, found.text
+    job.removed, job.passages = found.removed, found.passages
+    job.targets = Targets(job.source, _statistics(job.source, found.text, job.recipe, seed), job.recipe)
 
 
 def _calibration(
@@ -203,10 +241,9 @@ def healed(job: Job, fitted: Fitted) -> Fitted:
     recipe, entries = job.recipe, fitted.rounded.entries
     layers = [name for name in entries if name not in job.targets.embedding_names()]
     learning = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
-    original = job.source.model
     new = heal(
-        original,
-        rebuilt(original, entries),
+        job.reference,
+        rebuilt(job.source.model, entries),
         entries,
         layers,
         learning,

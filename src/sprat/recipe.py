@@ -57,6 +57,14 @@ class Recipe:
     """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
     heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
+    remove_layers: int = 0
+    """Decoder layers that are removed before anything is rounded (docs/structure.md)."""
+    ffn: float = 1.0
+    """Share of the neurons that each layer's feed-forward part keeps."""
+    kv_heads: int = 0
+    """Key-value heads that each layer keeps, each with its query heads; 0: all."""
+    vocabulary: int = 0
+    """Tokens that are kept, of a byte-level BPE tokenizer; 0: all."""
     dense_type: str = "bf16"
     """How norms and biases are stored: "bf16", "f16" or "f32"."""
 
@@ -83,6 +91,10 @@ class Recipe:
             ("sequential_strength", 0 <= self.sequential_strength <= 1, "0 to 1"),
             ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
             ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
+            ("remove_layers", self.remove_layers >= 0, "0 or more"),
+            ("ffn", 0 < self.ffn <= 1, "above 0, at most 1"),
+            ("kv_heads", self.kv_heads >= 0, "0 (all) or more"),
+            ("vocabulary", self.vocabulary >= 0, "0 (all) or more"),
             ("dense_type", self.dense_type in ("bf16", "f16", "f32"), '"bf16", "f16" or "f32"'),
         ]
         for name, fine, allowed in rules:

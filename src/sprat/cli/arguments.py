@@ -130,6 +130,15 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_structure(parser: argparse.ArgumentParser) -> None:
+    """What is removed before anything is rounded: the same for `fit` and `plan`. Each sets a field of the recipe."""
+    group = parser.add_argument_group("structural pruning: a smaller model of the same family")
+    group.add_argument("--remove-layers", type=whole, metavar="N", help="remove the N layers that matter least")
+    group.add_argument("--ffn", type=float, metavar="SHARE", help="share of the feed-forward neurons to keep")
+    group.add_argument("--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries")
+    group.add_argument("--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)")
+
+
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """How the native engine keeps keys and values."""
     parser.add_argument(
@@ -189,14 +198,16 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
-    """What --recipe and --set name, the latter winning; None for the defaults."""
-    if arguments.recipe is None and not arguments.settings:
+    """What --recipe, --set and flags of its fields name, the latter winning; None for the defaults."""
+    flags = {name: getattr(arguments, name, None) for name in ("remove_layers", "ffn", "kv_heads", "vocabulary")}
+    settings = _settings(arguments.settings) | {name: v for name, v in flags.items() if v is not None}
+    if arguments.recipe is None and not settings:
         return None
     from sprat.recipe import Recipe
 
     # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
     defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
-    return Recipe.read(arguments.recipe, _settings(arguments.settings), defaults)
+    return Recipe.read(arguments.recipe, settings, defaults)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

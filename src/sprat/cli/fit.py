@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, add_ram, budget, calibrated
+from sprat.cli.arguments import add_calibration, add_model, add_ram, add_structure, budget, calibrated
 from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
     )
     add_calibration(parser)
+    add_structure(parser)
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -66,6 +67,9 @@ def execute(arguments: argparse.Namespace) -> None:
     rows.append(
         ("measured KL", f"{result.measured_kl:.4f} nats a token, on calibration text held out{healed}")
     )
+    if result.bits_per_byte:
+        before, after = result.bits_per_byte
+        rows.append(("bits a byte", f"{after:.4f} on the same text, the original {before:.4f} (other tokens)"))
     stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
     rows.append(("time", f"{sum(result.seconds.values()):.0f} s ({stages})"))
     for name, value in rows:

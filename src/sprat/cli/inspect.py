@@ -108,6 +108,26 @@ def _show(file: Path, artifact: Artifact, found: list[Part], cache: dict[str, An
         )
     if name := artifact.provenance.get("model"):
         console.print(f"\nmade from {name}", markup=False, soft_wrap=True)
+    for line in _structure(artifact.provenance.get("structure")):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _structure(removed: Any) -> list[str]:
+    """A line for each kind of thing that structural pruning removed, as far as the file says it."""
+    if not isinstance(removed, dict):
+        return []
+    names = {"ffn": "feed-forward neurons a layer", "kv_heads": "key-value heads a layer", "vocabulary": "tokens"}
+    lines = []
+    for kind, said in removed.items():
+        if not isinstance(said, dict):
+            continue
+        if kind == "layers":
+            gone = said.get("removed")
+            gone = ", ".join(map(str, gone)) if isinstance(gone, list) else gone
+            lines.append(f"removed: of {said.get('of')} layers {gone} (counted from 0)")
+        elif kind in names:
+            lines.append(f"kept: {said.get('kept')} of {said.get('of')} {names[kind]}")
+    return lines
 
 
 def _bars(what: str, rows: list[tuple[str, Part]], size: int) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, add_ram, budgets, calibrated
+from sprat.cli.arguments import add_calibration, add_model, add_ram, add_structure, budgets, calibrated
 from sprat.errors import BudgetError
 
 SUMMARY = "Predict what each budget would cost, without writing anything."
@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_ram(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_calibration(parser)
+    add_structure(parser)
 
 
 def execute(arguments: argparse.Namespace) -> None:

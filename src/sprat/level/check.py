@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,8 +31,33 @@ def rebuilt(model: PreTrainedModel, entries: Mapping[str, Entry]) -> nn.Module:
     return out
 
 
-def held_out_kl(original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor) -> float:
-    """KL(original || rounded) in nats per token over the second halves of `ids`: (contexts, context) int64."""
+def held_out_kl(
+    original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor, base: PreTrainedModel | None = None
+) -> float:
+    """KL(original || rounded) in nats per token over the second halves of `ids`: (contexts, context) int64.
+
+    base: the model that `entries` are of, where that is not `original` itself.
+    """
     half = ids.shape[1] // 2
     contexts = Contexts(ids.numpy(), np.ones(len(ids)), half)
-    return float(compare(original, rebuilt(original, entries), contexts).kl.mean())
+    return float(compare(original, rebuilt(base or original, entries), contexts).kl.mean())
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text in one model's tokens. ids: (n,) int64; the `nbytes` bytes of those from `start` on are scored."""
+
+    ids: Tensor
+    start: int
+    nbytes: int
+
+
+def bits_per_byte(model: nn.Module, passages: Sequence[Passage]) -> float:
+    """What models that cut text into different tokens can be compared by, on passages of the same text."""
+    nats = 0.0
+    with torch.inference_mode():
+        for passage in passages:
+            logits = model(input_ids=passage.ids[None], use_cache=False).logits[0, passage.start - 1 : -1]
+            logs = logits.float().log_softmax(-1)
+            nats -= float(logs.gather(1, passage.ids[passage.start :, None]).sum(dtype=torch.float64))
+    return nats / math.log(2) / sum(passage.nbytes for passage in passages)

@@ -77,14 +77,26 @@ def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
         kind=place.kind,
         hash=digest,
         original_bytes=2 * sum(p.numel() for p in model.parameters()),
-        config={
-            k: v
-            for k, v in json.loads(model.config.to_json_string(use_diff=False)).items()
-            if k not in _NOISE
-        },
+        config=config_of(model),
         tokenizer_files=files,
         is_instruct=bool(tokenizer.chat_template),
     )
+
+
+def config_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Its config as plain values, without what says where it was loaded."""
+    values = json.loads(model.config.to_json_string(use_diff=False))
+    return {name: value for name, value in values.items() if name not in _NOISE}
+
+
+def tokenizer_of(files: dict[str, bytes]) -> PreTrainedTokenizerFast:
+    """The fast tokenizer that `files` (of TOKENIZER_FILES) stand for."""
+    from transformers import AutoTokenizer
+
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:

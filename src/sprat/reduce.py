@@ -1,0 +1,286 @@
+"""Structural pruning on one page: the original into a smaller ordinary model, before anything is rounded.
+
+vocabulary → layers → neurons and key-value groups → least squares, all from calibration text and the original's own
+statistics. What was chosen is kept in the cache: a second budget starts at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sprat.errors import RecipeError
+from sprat.level.check import Passage, bits_per_byte
+from sprat.methods.structure import vocabulary
+from sprat.methods.structure.anatomy import Part, attention, feed_forward
+from sprat.methods.structure.compensate import compensate
+from sprat.methods.structure.layers import TOKENS, kept_layers
+from sprat.methods.structure.model import Kept, smaller, spread
+from sprat.methods.structure.units import kept_units, refit
+from sprat.progress import Progress
+from sprat.recipe import Recipe
+from sprat.sense.cache import Cache
+from sprat.sense.shrink import shrink
+from sprat.sense.statistics import GroupStatistics, HeadStatistics
+from sprat.sense.walk import Walk
+from sprat.source.load import Source, config_of, tokenizer_of
+from sprat.source.maps import decoder_layers
+from sprat.source.text import Calibration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Part of the cache's key: raise it when what is chosen, or how it is refitted, changes.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in the cache."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A smaller model, and what is needed to judge it.
+
+    source: the smaller model; its hash is its own. reference: what it is compared with: the original, or, where tokens
+    were removed, the original without their rows. text: the calibration text in the tokens that are left. removed: what
+    the file says of it. passages: held-out text, for bits per byte; empty where all tokens stay."""
+
+    source: Source
+    reference: PreTrainedModel
+    text: Calibration
+    removed: dict[str, Any]
+    passages: list[Passage]
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether the recipe removes anything."""
+    return bool(recipe.remove_layers or recipe.ffn < 1 or recipe.kv_heads or recipe.vocabulary)
+
+
+def needs_statistics(recipe: Recipe) -> bool:
+    """Whether the choice asks for the original's statistics; layers are chosen without."""
+    return bool(recipe.ffn < 1 or recipe.kv_heads or recipe.vocabulary)
+
+
+def refuse(source: Source, recipe: Recipe) -> None:
+    """RecipeError or SourceError for what this model does not have or allow, before anything long begins."""
+    model = source.model
+    layers = len(decoder_layers(model)[1])
+    if recipe.remove_layers >= layers:
+        raise RecipeError(
+            f"recipe: remove_layers = {recipe.remove_layers} is not allowed: {source.name} has {layers} layers and "
+            f"one must stay; it must be 0 to {layers - 1}"
+        )
+    kept: dict[str, Any] = {}
+    if recipe.ffn < 1:
+        part = feed_forward(model)[0]
+        kept["neurons"] = dict.fromkeys(range(layers), torch.arange(_neurons(part, recipe)))
+    if recipe.kv_heads:
+        attention(model)
+        groups = model.config.get_text_config().num_key_value_heads
+        if recipe.kv_heads > groups:
+            raise RecipeError(
+                f"recipe: kv_heads = {recipe.kv_heads} is not allowed: {source.name} has {groups} key-value heads; it "
+                f"must be 1 to {groups}, or 0 for all"
+            )
+        kept["groups"] = dict.fromkeys(range(layers), torch.arange(recipe.kv_heads))
+    if kept:
+        smaller(model, Kept([0], **kept))  # the family's own rules
+    if recipe.vocabulary:
+        tokenizer = vocabulary.read(source.tokenizer_files["tokenizer.json"], source.name)
+        none = np.zeros(len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
+        vocabulary.kept_tokens(tokenizer, none, recipe.vocabulary, _always(source, tokenizer))
+
+
+def reduce(
+    source: Source, text: Calibration, statistics: Cache, recipe: Recipe, seed: int, progress: Progress
+) -> Reduced:
+    """The smaller model. statistics: the original's, where `needs_statistics`; the last `held_out` contexts of `text`
+    take no part in any choice."""
+    refuse(source, recipe)
+    asked = {
+        "remove_layers": recipe.remove_layers,
+        "ffn": recipe.ffn,
+        "kv_heads": recipe.kv_heads,
+        "vocabulary": recipe.vocabulary,
+    }
+    settings = [recipe.held_out, recipe.shrinkage, seed, str(source.model.dtype)]
+    key = {"reduced": VERSION, "model": source.hash, "text": text.hash, "settings": settings, **asked}
+    cache = Cache(key)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    removed: dict[str, Any] = {}
+    reference, passages = source.model, []
+    if recipe.vocabulary:
+        source, text, passages, said = _fewer_tokens(source, text, statistics, recipe)
+        reference, removed = source.model, said
+    learning = torch.as_tensor(text.ids)[: -recipe.held_out]
+    if "choice" in cache and "weights" in cache:
+        choice = cache.get("choice", Stored)
+        kept = _kept(choice)
+        model = smaller(reference, kept)
+        refitted = {name: stored.value for name, stored in cache.get("weights", Stored).items()}
+        model.load_state_dict(refitted, strict=False)
+    else:
+        kept = _choose(reference, learning, statistics, recipe, progress)
+        model, refitted = _refitted(reference, kept, statistics, learning, recipe, progress)
+        cache.put("choice", {name: Stored(value) for name, value in _flat(kept).items()})
+        cache.put("weights", {name: Stored(value) for name, value in refitted.items()})
+    layers = len(decoder_layers(reference)[1])
+    if recipe.remove_layers:
+        removed["layers"] = {"of": layers, "removed": sorted(set(range(layers)) - set(kept.layers))}
+    if kept.neurons:
+        removed["ffn"] = {"of": feed_forward(reference)[0].outer.shape[1], "kept": len(kept.neurons[0])}
+    if kept.groups:
+        of = reference.config.get_text_config().num_key_value_heads
+        removed["kv_heads"] = {"of": of, "kept": len(kept.groups[0])}
+    small = replace(source, model=model, hash=digest, config=config_of(model))
+    return Reduced(small, reference, text, removed, passages)
+
+
+def _choose(
+    model: PreTrainedModel, ids: Tensor, statistics: Cache, recipe: Recipe, progress: Progress
+) -> Kept:
+    layers = list(range(len(decoder_layers(model)[1])))
+    if recipe.remove_layers:
+        rows = min(len(ids), 4)
+        walk = Walk(model, ids[:rows, : max(2, TOKENS // rows)])
+        layers = kept_layers(walk, recipe.remove_layers, progress)
+    neurons = groups = {}
+    if recipe.ffn < 1:
+        count = _neurons(feed_forward(model)[0], recipe)
+        neurons = _units(feed_forward(model), lambda _: 1, count, statistics, recipe, progress)
+    if recipe.kv_heads:
+        of = model.config.get_text_config().num_key_value_heads
+        groups = _units(
+            attention(model), lambda p: p.outer.shape[1] // of, recipe.kv_heads, statistics, recipe, progress
+        )
+    return Kept(layers, neurons, groups)
+
+
+def _units(
+    parts: dict[int, Part],
+    size: Callable[[Part], int],
+    count: int,
+    statistics: Cache,
+    recipe: Recipe,
+    progress: Progress,
+) -> dict[int, Tensor]:
+    """The `count` units that stay in each layer."""
+    out = {}
+    for layer, part in parts.items():
+        found: GroupStatistics = statistics.get(f"layer/{layer}", GroupStatistics)[part.outer.name]
+        h = shrink(found.h, found.tokens, recipe.shrinkage)
+        out[layer] = kept_units(part.outer.weight().float(), h, found.g, size(part), count)
+        progress("choosing what stays", len(out), len(parts))
+    return out
+
+
+def _refitted(
+    model: PreTrainedModel, kept: Kept, statistics: Cache, ids: Tensor, recipe: Recipe, progress: Progress
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The smaller model, and those of its weights that are not the original's."""
+    small = smaller(model, kept)
+    changed = []
+    if kept.groups:
+        size = attention(model)[0].outer.shape[1] // model.config.get_text_config().num_key_value_heads
+        columns = {layer: spread(units, size) for layer, units in kept.groups.items()}
+        changed += _local(attention(model), attention(small), columns, kept, statistics, recipe)
+    parts = feed_forward(small) if kept.neurons or recipe.remove_layers else {}
+    if kept.neurons:
+        _local(feed_forward(model), parts, kept.neurons, kept, statistics, recipe)
+    if kept.neurons or kept.groups or recipe.remove_layers:
+        compensate(model, small, kept.layers, ids, recipe.shrinkage, progress)
+        changed += [part.outer for part in feed_forward(small).values()]
+    return small, {m.name: m.parameter.detach().clone() for m in changed}
+
+
+def _local(
+    before: dict[int, Part],
+    after: dict[int, Part],
+    columns: dict[int, Tensor],
+    kept: Kept,
+    statistics: Cache,
+    recipe: Recipe,
+) -> list[Any]:
+    """Refit the outer maps on the original's own inputs."""
+    for new, old in enumerate(kept.layers):
+        found: GroupStatistics = statistics.get(f"layer/{old}", GroupStatistics)[before[old].outer.name]
+        h = shrink(found.h, found.tokens, recipe.shrinkage)
+        after[new].outer.set(refit(before[old].outer.weight().float(), h, columns[old]))
+    return [part.outer for part in after.values()]
+
+
+def _fewer_tokens(
+    source: Source, text: Calibration, statistics: Cache, recipe: Recipe
+) -> tuple[Source, Calibration, list[Passage], dict[str, Any]]:
+    """The original without the rows of the tokens that go, and the text in those that stay."""
+    tokenizer = vocabulary.read(source.tokenizer_files["tokenizer.json"], source.name)
+    found: HeadStatistics = statistics.get("head", HeadStatistics)["head"]
+    learning = text.ids[: -recipe.held_out]
+    counts = np.bincount(learning.flatten(), minlength=len(found.frequency))
+    score = found.frequency.double().numpy() + counts / learning.size
+    kept = vocabulary.kept_tokens(tokenizer, score, recipe.vocabulary, _always(source, tokenizer))
+    spelling = vocabulary.spelling(tokenizer, kept, len(found.frequency))
+    files = vocabulary.files(source.tokenizer_files, vocabulary.trimmed(tokenizer, kept), kept)
+    model = smaller(source.model, Kept(range(len(decoder_layers(source.model)[1])), tokens=torch.from_numpy(kept)))
+    new = {old: index for index, old in enumerate(kept.tolist())}
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        for name, value in vocabulary.renumbered(vars(config), new).items():
+            setattr(config, name, value)
+    rows = [[part for token in row for part in spelling[token]] for row in text.ids.tolist()]
+    ids = np.array([row[: text.ids.shape[1]] for row in rows], np.int64)
+    before, after = [], []
+    for row, spelled in zip(text.ids[-recipe.held_out :].tolist(), rows[-recipe.held_out :], strict=True):
+        half = len(row) // 2
+        size = len(source.tokenizer.decode(row[half:]).encode())
+        before.append(Passage(torch.tensor(row), half, size))
+        after.append(Passage(torch.tensor(spelled), sum(len(spelling[t]) for t in row[:half]), size))
+    said = {
+        "of": len(score),
+        "kept": len(kept),
+        "tokens": sum(map(len, rows)) / text.ids.size,
+        "bits_per_byte": bits_per_byte(source.model, before),
+    }
+    small = replace(
+        source, model=model, tokenizer=tokenizer_of(files), config=config_of(model), tokenizer_files=files
+    )
+    changed = replace(text, ids=ids, hash=hashlib.sha256(ids.tobytes()).hexdigest())
+    return small, changed, after, {"vocabulary": said}
+
+
+def _always(source: Source, tokenizer: dict[str, Any]) -> set[int]:
+    config = source.model.config
+    named = [vars(config), vars(config.get_text_config())]
+    if "generation_config.json" in source.tokenizer_files:
+        named.append(json.loads(source.tokenizer_files["generation_config.json"]))
+    return vocabulary.needed(tokenizer, vocabulary.token_ids(*named))
+
+
+def _neurons(part: Part, recipe: Recipe) -> int:
+    return max(1, math.floor(recipe.ffn * part.outer.shape[1] + 0.5))
+
+
+def _flat(kept: Kept) -> dict[str, Tensor]:
+    out = {"layers": torch.tensor(kept.layers)}
+    out |= {f"neurons/{layer}": units for layer, units in kept.neurons.items()}
+    return out | {f"groups/{layer}": units for layer, units in kept.groups.items()}
+
+
+def _kept(choice: dict[str, Stored]) -> Kept:
+    def of(kind: str) -> dict[int, Tensor]:
+        return {int(n.split("/")[1]): s.value for n, s in choice.items() if n.startswith(f"{kind}/")}
+
+    return Kept(choice["layers"].value.tolist(), of("neurons"), of("groups"))
