@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sprat import __version__, methods
+from sprat import __version__, methods, sparsity
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
@@ -120,6 +120,7 @@ def start(
     source = load(model, dtype=working_dtype())
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
+    sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
     refuse(source)
     started = time.monotonic()
     texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)

@@ -130,6 +130,20 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """How values are chosen: each sets a field of the recipe."""
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="how the layers' maps get their values: waterlevel (default), ternary or binary",
+    )
+    parser.add_argument(
+        "--sparsity",
+        metavar="P",
+        help="zeros forced in the layers' maps: 0.5 (that share of each), 2:4 (2 non-zeros of 4 inputs), any N:M",
+    )
+
+
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """How the native engine keeps keys and values."""
     parser.add_argument(
@@ -189,14 +203,15 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
-    """What --recipe and --set name, the latter winning; None for the defaults."""
-    if arguments.recipe is None and not arguments.settings:
+    """What --recipe, --set and the flags of `add_methods` name, the later winning; None for the defaults."""
+    flags = {name: value for name in ("method", "sparsity") if (value := getattr(arguments, name, None))}
+    if arguments.recipe is None and not arguments.settings and not flags:
         return None
     from sprat.recipe import Recipe
 
     # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
     defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
-    return Recipe.read(arguments.recipe, _settings(arguments.settings), defaults)
+    return Recipe.read(arguments.recipe, _settings(arguments.settings) | flags, defaults)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
