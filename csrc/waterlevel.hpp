@@ -29,6 +29,16 @@ struct Block {
     int32_t* q;               // (rows, cols) out, row stride `q_stride`: lattice integers Q
     int64_t q_stride;
     float* error;             // (rows, cols) out: (w - Q step) / U_jj, for the columns behind this block
+
+    // Constraints; none of them by default.
+    const uint8_t* keep = nullptr;  // (rows, cols): 0 where Q must be zero
+    int group = 0, removed = 0;     // of every `group` columns `removed` are zero, chosen row by row; 0: no such pattern
+    int sets = 0;                   // ways to choose them that are tried; 0: by the diagonal saliency
+    const int32_t* set = nullptr;   // (sets, removed): columns in the group, ascending
+    const float* inverse = nullptr; // (cols / group, sets, removed, removed): (A_SS)^-1, A = U_gg^T U_gg
+    bool compact = false;           // columns that must be zero are not coded: the trellis stands still there
+    int limit = 0;                  // |Q| is at most this (one state only); 0: no limit
+    bool zero = true;               // Q = 0 is allowed
 };
 
 void round_block(const Block& block, const Trellis& trellis, int threads);

@@ -55,6 +55,14 @@ def round_block(
     q: np.ndarray,
     error: np.ndarray,
     threads: int = 1,
+    keep: np.ndarray | None = None,
+    group: int = 0,
+    removed: int = 0,
+    sets: np.ndarray | None = None,
+    inverse: np.ndarray | None = None,
+    compact: bool = False,
+    limit: int = 0,
+    zero: bool = True,
 ) -> None: ...
 
 # ---- csrc/engine/bind.cpp: the native engine (see run/native.py and docs/engine.md) ----

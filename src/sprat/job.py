@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sprat import __version__, methods
+from sprat import __version__, methods, sparsity
 from sprat import reduce as structure
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
@@ -134,6 +134,7 @@ def start(
     source = load(model, dtype=working_dtype())
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
+    sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
     reduced = structure.wanted(recipe)
     if reduced:
         structure.refuse(source, recipe)

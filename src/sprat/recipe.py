@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sprat import sparsity
 from sprat.errors import RecipeError, nearest
 
 
@@ -16,9 +17,13 @@ class Recipe:
     """How a model is fitted. Unknown keys and values outside their range are refused."""
 
     method: str = "waterlevel"
-    """The row of sprat.methods.METHODS that chooses the values."""
+    """The row of sprat.methods.METHODS that chooses the values of the layers' maps; embedding and head are always
+    rounded to the water level."""
     rank: int = 0
     """Rank of the product that the methods with "lowrank" in their name store; 0 for all others."""
+    sparsity: str = ""
+    """Zeros forced in the layers' maps: "0.5", at least that share of each; "2:4", at most 2 non-zeros of every 4
+    consecutive inputs, any N:M; "" none."""
     context: int = 512
     """Tokens in a calibration context."""
     tokens: int = 0
@@ -69,6 +74,7 @@ class Recipe:
     """How norms and biases are stored: "bf16", "f16" or "f32"."""
 
     def __post_init__(self) -> None:
+        pattern = sparsity.parse(self.sparsity)
         rules: list[tuple[str, bool, str]] = [
             ("context", 16 <= self.context <= 65536, "16 to 65536"),
             ("rank", (self.rank > 0) == ("lowrank" in self.method), "above 0 for a low-rank method, else 0"),
@@ -82,6 +88,11 @@ class Recipe:
                 "order",
                 self.order == "natural" or not self.trellis,
                 '"natural" with a trellis (set trellis = 0)',
+            ),
+            (
+                "order",
+                self.order == "natural" or not pattern.group,
+                f'"natural" with a pattern of consecutive inputs (sparsity = "{self.sparsity}")',
             ),
             ("rate_weight", 0 <= self.rate_weight <= 10, "0 to 10"),
             ("trellis", self.trellis in (0, 4, 8), "0, 4 or 8"),
@@ -103,9 +114,13 @@ class Recipe:
                     f"recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"
                 )
 
+    def unconstrained(self) -> Recipe:
+        """As it is for what is no layer: rounded to the water level, no zeros forced."""
+        return replace(self, method="waterlevel", sparsity="", rank=0)
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
-        """A recipe from plain values; integers are taken for floats, nothing else is converted."""
+        """A recipe from plain values; integers are taken for floats, a share of zeros may be a number."""
         known = {f.name: f for f in fields(Recipe)}
         types = {f.name: type(f.default) for f in fields(Recipe)}
         checked: dict[str, Any] = {}
@@ -116,6 +131,8 @@ class Recipe:
                 )
             if types[key] is float and type(value) is int:
                 value = float(value)
+            if key == "sparsity" and type(value) in (int, float):
+                value = str(value)
             if type(value) is not types[key]:
                 raise RecipeError(f"recipe: {key} must be {types[key].__name__}, not {value!r}")
             checked[key] = value

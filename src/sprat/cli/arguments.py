@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sprat.recipe import Recipe
 
 
+#: Flags that each set the field of the recipe of their name.
+FLAGS = ("method", "sparsity", "remove_layers", "ffn", "kv_heads", "vocabulary")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with sprat's errors: one line, exit status 2, the nearest flag or verb named."""
 
@@ -139,6 +143,20 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)")
 
 
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """How values are chosen: each sets a field of the recipe."""
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="how the layers' maps get their values: waterlevel (default), ternary or binary",
+    )
+    parser.add_argument(
+        "--sparsity",
+        metavar="P",
+        help="zeros forced in the layers' maps: 0.5 (that share of each), 2:4 (2 non-zeros of 4 inputs), any N:M",
+    )
+
+
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """How the native engine keeps keys and values."""
     parser.add_argument(
@@ -198,9 +216,9 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
-    """What --recipe, --set and flags of its fields name, the latter winning; None for the defaults."""
-    flags = {name: getattr(arguments, name, None) for name in ("remove_layers", "ffn", "kv_heads", "vocabulary")}
-    settings = _settings(arguments.settings) | {name: v for name, v in flags.items() if v is not None}
+    """What --recipe, --set and flags of its fields name, the later winning; None for the defaults."""
+    flags = {name: value for name in FLAGS if (value := getattr(arguments, name, None)) is not None}
+    settings = _settings(arguments.settings) | flags
     if arguments.recipe is None and not settings:
         return None
     from sprat.recipe import Recipe

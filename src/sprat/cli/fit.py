@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, add_ram, add_structure, budget, calibrated
+from sprat.cli.arguments import (
+    add_calibration,
+    add_methods,
+    add_model,
+    add_ram,
+    add_structure,
+    budget,
+    calibrated,
+)
 from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
@@ -14,7 +22,8 @@ SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
   sprat fit ./my-model --budget 40% --calibrate notes.txt -o mine.sprat
   sprat fit model.gguf --budget 3.2bpw --seed 7 -o model.sprat
-  sprat fit smollm2-135m --ram 80MB --context 1024 -o phone.sprat"""
+  sprat fit smollm2-135m --ram 80MB --context 1024 -o phone.sprat
+  sprat fit smollm2-135m --budget 50MB --sparsity 2:4 -o half.sprat"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
     )
+    add_methods(parser)
     add_calibration(parser)
     add_structure(parser)
 

@@ -36,10 +36,18 @@ def curve(recipe: Recipe) -> Curve:
     std = np.repeat(np.asarray(entropy.bucket_std(np.arange(BUCKETS))), _ROWS)
     w = torch.from_numpy(np.tile(_draws(), (BUCKETS, 1)) * std[:, None]).float()
     white, even = torch.eye(_COLUMNS), torch.ones(len(w))
-    lattice = METHODS[recipe.method](w, white, even, 1.0, recipe, entropy.prior_tables(), "samples", 1, white)
-    counts = entropy.count([lattice])
+    # A share of zeros is a map's: rows of one deviation must not take those of another's.
+    maps = w.chunk(BUCKETS if recipe.sparsity else 1)
+    lattices = [
+        METHODS[recipe.method](
+            part, white, even[: len(part)], 1.0, recipe, entropy.prior_tables(), "samples", 1, white
+        )
+        for part in maps
+    ]
+    counts = entropy.count(lattices)
     bits = counts.entropies() / np.maximum(counts.symbols.sum((0, 2)), 1)
-    error = (torch.from_numpy(lattice.dense()) - w).square().reshape(BUCKETS, -1).mean(1).double().numpy()
+    dense = np.concatenate([lattice.dense() for lattice in lattices])
+    error = (torch.from_numpy(dense) - w).square().reshape(BUCKETS, -1).mean(1).double().numpy()
     return Curve(np.maximum.accumulate(bits), np.maximum.accumulate(error))
 
 

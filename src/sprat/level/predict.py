@@ -28,22 +28,24 @@ EXCESS = 1.0055
 class Spread:
     """How many elements of a map expect which deviation: histogram over row class + column class, at `level`.
 
-    echo: mean of e over the columns; 0 without feedback.
+    echo: mean of e over the columns; 0 without feedback. curve: of the map's own recipe, where that differs from the
+    model's (embedding and head know no constraint).
     """
 
     histogram: np.ndarray
     level: float
     echo: float = 0.0
+    curve: Curve | None = None
 
     @property
     def weights(self) -> int:
         return int(self.histogram.sum())
 
     @staticmethod
-    def of(steps: Steps, level: float, echo: float = 0.0) -> Spread:
+    def of(steps: Steps, level: float, echo: float = 0.0, curve: Curve | None = None) -> Spread:
         rows = np.bincount(steps.row_class, minlength=256).astype(np.float64)
         columns = np.bincount(steps.col_class, minlength=256).astype(np.float64)
-        return Spread(np.rint(np.convolve(rows, columns)), level, echo)
+        return Spread(np.rint(np.convolve(rows, columns)), level, echo, curve)
 
 
 def echo(u: Tensor, steps: Steps) -> float:
@@ -57,8 +59,9 @@ def predicted_bits(spreads: list[Spread], level: float, curve: Curve) -> float:
     """Bits of the coded integers of all maps at `level`."""
     total = 0.0
     for spread in spreads:
-        buckets, _ = _at(spread, level, curve)
-        bits = np.interp(buckets, np.arange(BUCKETS), curve.bits)
+        rates = spread.curve or curve
+        buckets, _ = _at(spread, level, rates)
+        bits = np.interp(buckets, np.arange(BUCKETS), rates.bits)
         bits += np.maximum(buckets - (BUCKETS - 1), 0) / 4  # finer than any bucket: a bit an octave
         total += float((spread.histogram * bits).sum())
     return EXCESS * total
@@ -66,7 +69,9 @@ def predicted_bits(spreads: list[Spread], level: float, curve: Curve) -> float:
 
 def predicted_kl(spreads: list[Spread], level: float, curve: Curve) -> float:
     """Nats per token: the sum of all elements' shares, ½ c² D(s)."""
-    return level**2 / 2 * sum(float((s.histogram * _at(s, level, curve)[1]).sum()) for s in spreads)
+    return (
+        level**2 / 2 * sum(float((s.histogram * _at(s, level, s.curve or curve)[1]).sum()) for s in spreads)
+    )
 
 
 def _at(spread: Spread, level: float, curve: Curve) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sprat.coding import entropy
 from sprat.coding.tensors import Entry, Stored, lattices
+from sprat.level.curve import curve
 from sprat.level.predict import Spread, echo
 from sprat.level.targets import Target, Targets
 from sprat.methods import METHODS
@@ -42,9 +43,10 @@ def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress =
 
 
 def _spread(targets: Targets, target: Target, level: float, recipe: Recipe) -> Spread:
+    recipe = target.own(recipe)
     u = targets.factor(target)
     steps = choose_steps(target.w, u.diagonal(), target.g, level, recipe)
-    return Spread.of(steps, level, echo(u, steps) if recipe.feedback else 0.0)
+    return Spread.of(steps, level, echo(u, steps) if recipe.feedback else 0.0, curve(recipe))
 
 
 def round_model(
@@ -77,6 +79,7 @@ def round_target(
 
     u: the factor of its metric with the recipe's shrinkage, where that is known.
     """
+    recipe = target.own(recipe)
     method = METHODS[recipe.method]
     strength = recipe.shrinkage
     while True:

@@ -42,6 +42,10 @@ class Target:
         """H shrunk; an embedding's metric is built from shrunk parts already."""
         return self.h if self.layer is None else shrink(self.h, self.tokens, strength)
 
+    def own(self, recipe: Recipe) -> Recipe:
+        """The recipe for this target: constraints are the layers'."""
+        return recipe.unconstrained() if self.layer is None else recipe
+
     def entry(self, stored: Stored) -> Entry:
         return Entry(self.parameters, self.rows, stored, self.transposed)
 

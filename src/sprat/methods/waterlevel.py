@@ -8,6 +8,7 @@ error fed into the columns behind it (GPTQ), and the integer chosen minimises
 greedily, or along a trellis (dependent quantization), whose two quantizers have steps 2Δ' on a lattice of step Δ'; with
 Δ' = Δ / 2 both cost about the same bits, and the trellis has 0.8 to 1 dB less distortion.
 Directions that do not matter get large steps and cost nothing: pruning is what the level does to a weight below it.
+Zeros can be forced besides (the recipe's `sparsity`; methods/columns.py says how they are chosen).
 
 Sources: reverse water-filling, Cover & Thomas section 10.3; WaterSIC (arXiv 2603.04956) for the column steps; GPTQ
 (2210.17323) section 3; CERWU (2505.18758) for rate-constrained rounding; ISO/IEC 15938-17 for dependent quantization.
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sprat import _core
+from sprat import sparsity
 from sprat.coding import entropy
-from sprat.coding.tensors import OFFSET, Lattice, LogScale
+from sprat.coding.tensors import Lattice, LogScale
 from sprat.errors import StatisticsError
+from sprat.methods.columns import Grid, Zeros, round_columns
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
@@ -98,7 +100,17 @@ def round_to_level(
     if u is None:
         u = upper_factor(h[order][:, order], name)
     steps = choose_steps(w[:, order], u.diagonal(), g, level, recipe)
-    q = _round_columns(w[:, order], u, steps, recipe, tables.bits(MAX_SYMBOL), threads)
+    scale = torch.from_numpy(steps.row.values())
+    grid = Grid(
+        steps.col.values(),
+        (recipe.rate_weight * math.log(2) / 6 * steps.unit**2).astype(np.float32),
+        steps.row_class,
+        steps.col_class,
+        tables.bits(MAX_SYMBOL),
+        recipe.trellis,
+    )
+    zeros = Zeros(sparsity.parse(recipe.sparsity), g.clamp_min(0).sqrt() * scale)
+    q = round_columns(w[:, order] / scale[:, None], u, grid, recipe.block, recipe.feedback, zeros, threads)
     back = torch.argsort(order).numpy()
     if np.abs(q).max(initial=0) < 2**15:
         q = q.astype(np.int16)
@@ -110,40 +122,3 @@ def round_to_level(
         np.ascontiguousarray(steps.col_class[back]),
         recipe.trellis,
     )
-
-
-def _round_columns(
-    w: Tensor, u: Tensor, steps: Steps, recipe: Recipe, bits: np.ndarray, threads: int
-) -> np.ndarray:
-    """The integers (m, n) int32 for w whose columns are in the order of u: (n, n) upper."""
-    m, n = w.shape
-    rest = (w / torch.from_numpy(steps.row.values())[:, None]).contiguous()
-    q = np.empty((m, n), np.int32)
-    state = np.zeros(m, np.uint8)
-    price = (recipe.rate_weight * math.log(2) / 6 * steps.unit**2).astype(np.float32)
-    col = steps.col.values()
-    for a in range(0, n, recipe.block):
-        b = min(a + recipe.block, n)
-        diagonal = u.diagonal()[a:b]
-        feedback = u[a:b, a:b] / diagonal[:, None] if recipe.feedback else torch.eye(b - a)
-        part, error = np.empty((m, b - a), np.int32), np.empty((m, b - a), np.float32)
-        _core.round_block(
-            np.ascontiguousarray(rest[:, a:b].numpy()),
-            np.ascontiguousarray(feedback.numpy()),
-            (1 / diagonal).numpy(),
-            col[a:b],
-            price,
-            steps.row_class,
-            steps.col_class[a:b],
-            bits,
-            OFFSET,
-            max(recipe.trellis, 1),
-            state,
-            part,
-            error,
-            threads,
-        )
-        q[:, a:b] = part
-        if b < n and recipe.feedback:
-            rest[:, b:] -= torch.from_numpy(error) @ u[a:b, b:]
-    return q
