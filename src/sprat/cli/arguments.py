@@ -137,10 +137,16 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 def add_structure(parser: argparse.ArgumentParser) -> None:
     """What is removed before anything is rounded: the same for `fit` and `plan`. Each sets a field of the recipe."""
     group = parser.add_argument_group("structural pruning: a smaller model of the same family")
-    group.add_argument("--remove-layers", type=whole, metavar="N", help="remove the N layers that matter least")
+    group.add_argument(
+        "--remove-layers", type=whole, metavar="N", help="remove the N layers that matter least"
+    )
     group.add_argument("--ffn", type=float, metavar="SHARE", help="share of the feed-forward neurons to keep")
-    group.add_argument("--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries")
-    group.add_argument("--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)")
+    group.add_argument(
+        "--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries"
+    )
+    group.add_argument(
+        "--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)"
+    )
 
 
 def add_methods(parser: argparse.ArgumentParser) -> None:

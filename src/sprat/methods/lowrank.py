@@ -1,18 +1,20 @@
-"""Low rank: W ≈ left · right, alone or with a lattice that holds the rest, every part at the same water level.
+"""Low rank: W ≈ left · right, alone or with a lattice that holds the rest.
 
-What a lattice pays for an element is half the logarithm of its variance in steps, so the subspace that saves most is
-the one of largest energy in W measured in its steps, N = W ⊘ Δ (waterlevel's Δ):
-    N = U S Vᵀ,     right = (S_r)^½ Vᵀ_r, scaled back by the columns' steps,
-and, right being rounded, left is what fits W best in the metric of its inputs, the least squares
+Alone, the product nearest in the metric is the truncated SVD of G^½ W U⁻¹, H⁻¹ = Uᵀ U. Beside a lattice, which pays
+half the logarithm of an element's variance in steps, it is the subspace of largest energy in W measured in its steps,
+N = W ⊘ Δ (waterlevel's Δ), that saves most. Either way gives right (r, n); that being rounded, left is what fits W
+best in the metric of its inputs, the least squares
     left = W H rightᵀ (right H rightᵀ)⁻¹.
 Each is rounded by the water level in the metric that it has inside the map: left sees the inputs right · x, whose
 second moments are right H rightᵀ; an error of right passes through left, so its row k weighs Σ_i g_i left_ik². Errors
 of both are in W - left · right, which the lattice behind them holds, if there is one.
-Sources: truncated SVD, Eckart and Young (Psychometrika 1, 1936); in the inputs' metric SVD-LLM (arXiv 2403.07378);
-beside a quantized matrix LQER (2402.02446) and Low-Rank Plus Quantized (LQ-LoRA, 2311.12023).
+Sources: Eckart and Young (Psychometrika 1, 1936); in the inputs' metric SVD-LLM (arXiv 2403.07378); beside a quantized
+matrix LQER (2402.02446) and Low-Rank Plus Quantized (LQ-LoRA, 2311.12023).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from sprat.errors import RecipeError
 from sprat.methods.waterlevel import round_to_level, step_sizes
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
+
+#: Share of a product's loss that its rounding adds.
+FINE = 0.05
 
 
 def product(
@@ -36,9 +41,23 @@ def product(
     threads: int = 2,
     u: Tensor | None = None,
 ) -> LowRank:
-    """w: (m, n) as a product of rank `recipe.rank` and nothing beside it; arguments as `round_to_level` takes them."""
-    left, right = _factors(w, h, g, level, recipe, tables, name, threads, u)
-    return LowRank(left, right)
+    """w: (m, n) as a product of rank `recipe.rank` and nothing beside it; arguments as `round_to_level` takes them.
+
+    What it costs is what the rank leaves out, and no level changes that: `level` is not looked at. The factors are
+    rounded so finely that they add FINE of it, every stored number c²/24.
+    """
+    if u is None:
+        u = upper_factor(h, name)
+    right = (
+        _right(g.sqrt()[:, None] * torch.linalg.solve_triangular(u, w, upper=True, left=False), recipe, name)
+        @ u
+    )
+    left, _ = _least_squares(w, h, right)
+    error = left @ right - w
+    loss = float((((error @ h) * error).sum(1) * g).sum()) / 2
+    stored = left.numel() + right.numel()
+    level = math.sqrt(24 * FINE * max(loss, 1e-12) / stored)
+    return LowRank(*_rounded(w, h, g, right, level, recipe, tables, name, threads, u))
 
 
 def beside_lattice(
@@ -55,41 +74,47 @@ def beside_lattice(
     """w: (m, n) as a product of rank `recipe.rank` and a lattice of what it leaves."""
     if u is None:
         u = upper_factor(h, name)
-    left, right = _factors(w, h, g, level, recipe, tables, name, threads, u)
+    row, column = (side.float() for side in step_sizes(u.diagonal(), g, recipe))
+    right = _right(w / row[:, None] / column, recipe, name) * column
+    left, right = _rounded(w, h, g, right, level, recipe, tables, name, threads, u)
     rest = w - torch.from_numpy(LowRank(left, right).dense())
     return LowRank(left, right, round_to_level(rest, h, g, level, recipe, tables, name, threads, u))
 
 
-def _factors(
+def _right(x: Tensor, recipe: Recipe, name: str) -> Tensor:
+    """(r, n): the right half of the product of rank `recipe.rank` that is nearest to x: (m, n)."""
+    rank = recipe.rank
+    if not 1 <= rank <= min(x.shape):
+        raise RecipeError(
+            f"recipe: rank = {rank} does not suit {name} of {tuple(x.shape)}: 1 to {min(x.shape)} are possible"
+        )
+    _, s, right = torch.linalg.svd(x, full_matrices=False)
+    return s[:rank].sqrt()[:, None] * right[:rank]
+
+
+def _least_squares(w: Tensor, h: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """left: (m, r), and the second moments (r, r) of its inputs."""
+    inner = right @ h @ right.T
+    # A direction that rounding left without weight has no inputs: a millionth of the mean keeps the solve sound.
+    inner.diagonal().add_(1e-6 * float(inner.diagonal().mean()) + 1e-30)
+    return torch.linalg.solve(inner, right @ h @ w.T).T, inner
+
+
+def _rounded(
     w: Tensor,
     h: Tensor,
     g: Tensor,
+    right: Tensor,
     level: float,
     recipe: Recipe,
     tables: entropy.Tables,
     name: str,
     threads: int,
-    u: Tensor | None,
+    u: Tensor,
 ) -> tuple[Lattice, Lattice]:
-    rank = recipe.rank
-    if not 1 <= rank <= min(w.shape):
-        raise RecipeError(
-            f"recipe: rank = {rank} does not suit {name} of {tuple(w.shape)}: 1 to {min(w.shape)} are possible"
-        )
-    if u is None:
-        u = upper_factor(h, name)
-    w, h = w.float(), h.float()
-    row, column = step_sizes(u.diagonal(), g, recipe)
-    normal = w / row.float()[:, None] / column.float()
-    left, s, right = torch.linalg.svd(normal, full_matrices=False)
-    root = s[:rank].sqrt()
-    left = left[:, :rank] * root * row.float()[:, None]
-    right = root[:, None] * right[:rank] * column.float()
+    """Both factors at `level`: right in the metric that left gives it, then left refitted to what right became."""
+    left, _ = _least_squares(w, h, right)
     weight = (left.square() * g[:, None]).sum(0)
     coded = round_to_level(right, h, weight, level, recipe, tables, name, threads, u)
-    right = torch.from_numpy(coded.dense())
-    inner = right @ h @ right.T
-    # A direction that rounding left without weight has no inputs: a millionth of the mean keeps the solve sound.
-    inner.diagonal().add_(1e-6 * float(inner.diagonal().mean()) + 1e-30)
-    left = torch.linalg.solve(inner, right @ h @ w.T).T
+    left, inner = _least_squares(w, h, torch.from_numpy(coded.dense()))
     return round_to_level(left, inner, g, level, recipe, tables, name, threads), coded

@@ -65,7 +65,9 @@ def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, st
         with _silenced(last.module) as seen:
             base = walk.call(index, stream[part])
         x, y = seen[0]
-        if part.start == 0 and not torch.allclose(base + y, walk.call(index, stream[part]), rtol=0.02, atol=0.1):
+        if part.start == 0 and not torch.allclose(
+            base + y, walk.call(index, stream[part]), rtol=0.02, atol=0.1
+        ):
             return
         short = (target[part].float() - base.float() - y.float())[:, SKIP:].flatten(0, 1)
         x = x[:, SKIP:].flatten(0, 1).float()

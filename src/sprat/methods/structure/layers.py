@@ -53,4 +53,6 @@ def _distribution(walk: Walk, hidden: Tensor) -> Tensor:
 
 def _divergence(original: Tensor, other: Tensor) -> float:
     """Mean KL in nats."""
-    return float(torch.nn.functional.kl_div(other, original, reduction="none", log_target=True).sum(-1).mean())
+    return float(
+        torch.nn.functional.kl_div(other, original, reduction="none", log_target=True).sum(-1).mean()
+    )
