@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sprat import auto
 from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.coding.ledger import Ledger
@@ -20,6 +21,7 @@ from sprat.level import predict, rounding, search
 from sprat.level.check import bits_per_byte, held_out_kl, rebuilt
 from sprat.level.curve import curve
 from sprat.level.limits import Limits
+from sprat.level.planner import AUTO, Considered
 from sprat.level.rounding import Rounded
 from sprat.level.targets import Targets
 from sprat.progress import Progress, silent
@@ -58,6 +60,20 @@ class FitResult:
     """Bytes that the native engine takes to run it, its context's cache included; None where `ram` was not given."""
     bits_per_byte: tuple[float, float] | None = None
     """The original's and the file's on held-out text, where tokens were removed: all that the two have in common."""
+    considered: tuple[Considered, ...] = ()
+    """What `method = "auto"` weighed."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job rounded to its limits and checked, not healed or written. KL in nats per token."""
+
+    job: Job
+    limits: Limits
+    spreads: list[predict.Spread]
+    fitted: search.Fitted
+    predicted: float
+    measured: float
 
 
 @dataclass(frozen=True)
@@ -107,12 +123,21 @@ def fit(
     def limits_of(source: Source) -> Limits:
         return bounds.limits(source, budget, ram, context, cache)
 
-    job = jobs.start(
-        model, calibrate, seed, recipe, progress, lambda source: bounds.refuse(source, limits_of(source))
-    )
-    jobs.sense(job, seed)
-    spreads = jobs.spreads(job)
-    return finish(job, bounds.nearer(job, limits_of(job.source), spreads), spreads, out)
+    def begin(recipe: Recipe) -> Job:
+        job = jobs.start(
+            model, calibrate, seed, recipe, progress, lambda source: bounds.refuse(source, limits_of(source))
+        )
+        jobs.sense(job, seed)
+        return job
+
+    def settle(job: Job) -> Trial:
+        spreads = jobs.spreads(job)
+        return _settled(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
+
+    if recipe.method != AUTO:
+        return _concluded(settle(begin(recipe)), out)
+    trial, considered = auto.best(recipe, begin, limits_of, settle)
+    return replace(_concluded(trial, out), considered=tuple(considered))
 
 
 def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -> FitResult:
@@ -120,8 +145,13 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
 
     Statistics that turn out not to deserve trust change `job`'s recipe and targets: give a copy to use it again.
     """
-    fitted, predicted, unhealed = _fitted(job, limits, spreads)
-    measured = unhealed
+    return _concluded(_settled(job, limits, spreads), out)
+
+
+def _concluded(trial: Trial, out: Path) -> FitResult:
+    """Heal and write."""
+    job, limits, spreads, fitted = trial.job, trial.limits, trial.spreads, trial.fitted
+    measured = unhealed = trial.measured
     if job.recipe.heal:
         fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
@@ -136,7 +166,7 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
         fitted.file.nbytes,
         fitted.level,
         8 * fitted.file.nbytes / job.weights,
-        predicted,
+        trial.predicted,
         measured,
         unhealed,
         job.seconds,
@@ -192,7 +222,7 @@ def plan(
     return rows
 
 
-def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[search.Fitted, float, float]:
+def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
     """The level that fills the limits, its predicted KL and the held-out one, with more shrinkage where they part."""
     predicted_bytes, overhead = bounds.predicted(job, limits, spreads)
     held_back = jobs.reserve(job) if limits.file is not None else 0
@@ -213,11 +243,9 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
             measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
             job.progress("held-out check", 1, 1)
         if measured <= TRUST * predicted + NOISE:
-            return (
-                fitted,
-                predicted,
-                measured if job.reference is job.source.model else _measured(job, fitted),
-            )
+            if job.reference is not job.source.model:
+                measured = _measured(job, fitted)
+            return Trial(job, limits, spreads, fitted, predicted, measured)
         _repair(job, attempt, predicted, measured)
         attempt += 1
 

@@ -1,0 +1,74 @@
+"""`--method auto`: the candidates of level/planner.py, predicted and tried on a real job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sprat import budgets as bounds
+from sprat import job as jobs
+from sprat import reduce as structure
+from sprat.job import Job
+from sprat.level import planner, predict, search
+from sprat.level.check import held_out_kl
+from sprat.level.limits import Limits
+from sprat.level.planner import Candidate, Considered, Tried
+from sprat.recipe import Recipe
+from sprat.source.load import Source
+from sprat.source.maps import decoder_layers
+
+if TYPE_CHECKING:
+    from sprat.fit import Trial
+
+
+def best(
+    recipe: Recipe,
+    begin: Callable[[Recipe], Job],
+    limits_of: Callable[[Source], Limits],
+    settle: Callable[[Job], Trial],
+) -> tuple[Trial, list[Considered]]:
+    """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded."""
+    first = begin(planner.candidates(recipe, 1)[0].recipe)
+    plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]))
+    seconds = first.seconds
+
+    def attempt(candidate: Candidate) -> Tried[Trial]:
+        trial = settle(first if candidate is plain else _counted(begin(candidate.recipe), seconds))
+        return Tried(trial.measured, trial.fitted.file.nbytes, trial)
+
+    def expected(candidate: Candidate, base: Tried[Trial]) -> float:
+        job = _counted(begin(candidate.recipe), seconds)
+        trust = base.kl / max(base.result.predicted, 1e-9)  # what predictions are short of on this model
+        if not structure.wanted(candidate.recipe):
+            spreads = jobs.spreads(job)
+            level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
+            return trust * jobs.predicted_kl(job, spreads, level)
+        with job.stage("structure"):
+            damage = held_out_kl(job.reference, {}, job.held_out, job.source.model)
+        share = _weights(job) / _weights(base.result.job)
+        return damage + trust * _level_kl(base.result, share)
+
+    won, considered = planner.choose(plain, others, expected, attempt)
+    return won.result, considered
+
+
+def _level_kl(trial: Trial, share: float) -> float:
+    """What the level would cost if the maps had but `share` of their weights and the whole budget."""
+    job, limits = trial.job, trial.limits
+    varying, fixed = bounds.predicted(job, limits, trial.spreads)
+    held_back = jobs.reserve(job) if limits.first == "file" else 0
+    room = search.AIM * limits.target - fixed - held_back
+    level = predict.solve_level(lambda level: share * varying(level), room)
+    return share * jobs.predicted_kl(job, trial.spreads, level)
+
+
+def _weights(job: Job) -> int:
+    return sum(p.numel() for p in job.source.model.parameters())
+
+
+def _counted(job: Job, seconds: dict[str, float]) -> Job:
+    """`job`, whose time is part of the first one's."""
+    for stage, spent in job.seconds.items():
+        seconds[stage] = seconds.get(stage, 0.0) + spent
+    job.seconds = seconds
+    return job
