@@ -83,6 +83,16 @@ class Recipe:
                 self.order == "natural" or not pattern.group,
                 f'"natural" with a pattern of consecutive inputs (sparsity = "{self.sparsity}")',
             ),
+            (
+                "sparsity",
+                self.method != "binary" or not pattern,
+                '"" with the method "binary", which has no zeros',
+            ),
+            (
+                "sequential",
+                self.method == "waterlevel" or not self.sequential,
+                'false where the method is not "waterlevel"',
+            ),
             ("rate_weight", 0 <= self.rate_weight <= 10, "0 to 10"),
             ("trellis", self.trellis in (0, 4, 8), "0, 4 or 8"),
             ("block", 1 <= self.block <= 128, "1 to 128"),

@@ -15,7 +15,7 @@ import torch
 
 from sprat.coding import entropy
 from sprat.coding.tensors import BUCKETS
-from sprat.methods import METHODS
+from sprat.methods import METHODS, SETTLED
 from sprat.recipe import Recipe
 
 #: Samples of a bucket: rows of a map, and its columns.
@@ -33,6 +33,8 @@ class Curve:
 @functools.lru_cache(maxsize=8)
 def curve(recipe: Recipe) -> Curve:
     """The curve of `recipe`, from one map whose rows have the deviation of every bucket in turn."""
+    if recipe.method in SETTLED:  # what a level changes is the embedding
+        return curve(recipe.unconstrained())
     std = np.repeat(np.asarray(entropy.bucket_std(np.arange(BUCKETS))), _ROWS)
     w = torch.from_numpy(np.tile(_draws(), (BUCKETS, 1)) * std[:, None]).float()
     white, even = torch.eye(_COLUMNS), torch.ones(len(w))

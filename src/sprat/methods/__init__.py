@@ -1,7 +1,8 @@
 """How values are chosen, a file a method: pure functions of (weights, statistics, options).
 
 A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Lattice`, u the upper factor of
-h where it is known, else None; `sprat fit` finds it here by the recipe's `method`.
+h where it is known, else None; `sprat fit` finds it here by the recipe's `method`, for the layers' maps. What those of
+SETTLED give is the same at every level: what a budget leaves beside it is the embedding's.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from collections.abc import Callable
 
 from sprat.coding.tensors import Lattice
 from sprat.errors import RecipeError, nearest
-from sprat.methods import waterlevel
+from sprat.methods import ternary, waterlevel
 
 Method = Callable[..., Lattice]
 
 METHODS: dict[str, Method] = {
     "waterlevel": waterlevel.round_to_level,
+    "ternary": ternary.round_ternary,
+    "binary": ternary.round_binary,
 }
+SETTLED = frozenset({"ternary", "binary"})
 
 
 def find(name: str) -> Method:
