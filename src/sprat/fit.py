@@ -5,6 +5,7 @@ source  →  sense  →  level  →  methods  →  coding  →  .sprat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ __all__ = ["FitResult", "PlanRow", "Recipe", "fit", "plan"]
 #: statistics lied: see docs/design.md, "A trap, measured".
 TRUST = 4.0
 NOISE = 0.01
+#: An embedding that costs less than this share of the KL is fine enough.
+PLENTY = 0.01
 #: How often a fit may start again with more shrinkage.
 REPAIRS = 2
 
@@ -155,6 +158,7 @@ def _concluded(trial: Trial, out: Path) -> FitResult:
     if job.recipe.heal:
         fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
+    _note_plenty(job, spreads, fitted.level, measured)
     memory = _memory(job, limits, fitted.rounded)
     used = limits.weight(fitted.file.nbytes, memory) / limits.target
     if used < search.LEAST:
@@ -217,7 +221,7 @@ def plan(
         if ram is not None:
             predicted, overhead = bounds.predicted(job, replace(limits, first="ram"), spreads)
             memory = overhead + round(predicted(level))
-        kl = predict.predicted_kl(spreads, level, curve(job.recipe))
+        kl = jobs.predicted_kl(job, spreads, level)
         rows.append(PlanRow(limits.file, nbytes, kl, 8 * nbytes / job.weights, level, memory))
     return rows
 
@@ -236,7 +240,7 @@ def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
                 lambda level: jobs.build(job, level),
                 lambda rounded, file: limits.weight(file.nbytes, _memory(job, limits, rounded)),
             )
-        predicted = predict.predicted_kl(spreads, fitted.level, curve(job.recipe))
+        predicted = jobs.predicted_kl(job, spreads, fitted.level)
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
             # What the statistics of the reduced model predict is what rounding does to that model.
@@ -290,8 +294,22 @@ def _repair(job: Job, attempt: int, predicted: float, measured: float) -> None:
         f"held-out KL {measured:.3f} is {measured / predicted:.1f} times the predicted {predicted:.3f}: the statistics "
         f"cannot be trusted; fitted again with shrinkage {recipe.shrinkage:g}"
     )
-    job.recipe = recipe
+    job.recipe, job.settled = recipe, None
     job.targets = Targets(job.source, job.targets.cache, recipe)
+
+
+def _note_plenty(job: Job, spreads: list[predict.Spread], level: float, measured: float) -> None:
+    """A warning where all that the budget leaves beside layers that no level changes buys next to nothing."""
+    rates, settled = curve(job.recipe), jobs.layers(job)
+    rest = predict.predicted_kl(spreads, level, rates)
+    if settled is None or rest >= PLENTY * measured:
+        return
+    enough = level * math.sqrt(PLENTY * measured / max(rest, 1e-30))
+    nbytes = jobs.overhead(job) + round(predict.predicted_bits(spreads, enough, rates) / 8)
+    job.warnings.append(
+        f"{job.recipe.method} layers take the same bytes in every budget, and the embedding has what is left: from "
+        f"about {nbytes:,} bytes on more of them buy nothing"
+    )
 
 
 def _note_distrust(job: Job, ratios: dict[str, float]) -> None:

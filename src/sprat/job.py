@@ -73,6 +73,8 @@ class Job:
     """Held-out text for bits per byte, where tokens were removed."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    settled: rounding.Rounded | None = None
+    """The layers, once they are rounded by a method that no level changes."""
 
     @functools.cached_property
     def tokenizer(self) -> bytes:
@@ -224,8 +226,26 @@ def sense(job: Job, seed: int) -> None:
 
 def spreads(job: Job) -> list[predict.Spread]:
     """What predictions need (level.predict)."""
+    layers(job)
     with job.stage("statistics"):
         return rounding.spreads(job.targets, 1e-4, job.recipe, job.progress)
+
+
+def layers(job: Job) -> rounding.Rounded | None:
+    """The layers where the recipe's method gives the same ones at every level, else None."""
+    if job.recipe.method not in methods.SETTLED:
+        return None
+    if job.settled is None:
+        with job.stage("rounding"):
+            tables = entropy.prior_tables()
+            job.settled = rounding.round_layers(job.targets, 0.0, job.recipe, tables, job.progress)
+    return job.settled
+
+
+def predicted_kl(job: Job, spreads: list[predict.Spread], level: float) -> float:
+    """Nats per token of the whole model at `level`."""
+    settled = layers(job)
+    return predict.predicted_kl(spreads, level, curve(job.recipe)) + (settled.kl if settled else 0.0)
 
 
 def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
@@ -235,20 +255,21 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
         ids = torch.as_tensor(job.calibration.ids)[: max(1, recipe.sequential_tokens // recipe.context)]
         rounded = round_sequentially(job.targets, level, recipe, entropy.prior_tables(), ids, job.progress)
     else:
-        rounded = rounding.round_model(job.targets, level, recipe, entropy.prior_tables(), job.progress)
+        tables = entropy.prior_tables()
+        rounded = rounding.round_model(job.targets, level, recipe, tables, job.progress, layers(job))
     return rounded, _file(job, rounded, level)
 
 
 def healed(job: Job, fitted: Fitted) -> Fitted:
     """`fitted` with its scales trained towards the original; the embedding's stay: few of its rows are seen."""
     recipe, entries = job.recipe, fitted.rounded.entries
-    layers = [name for name in entries if name not in job.targets.embedding_names()]
+    names = [name for name in entries if name not in job.targets.embedding_names()]
     learning = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
     new = heal(
         job.reference,
         rebuilt(job.source.model, entries),
         entries,
-        layers,
+        names,
         learning,
         recipe.heal,
         recipe.heal_rate,
@@ -287,8 +308,12 @@ def fixed(job: Job) -> int:
 
 
 def overhead(job: Job) -> int:
-    """Bytes of the file that no level changes: `fixed`, and seven bits for each scale and class."""
-    return fixed(job) + job.targets.vectors() * 7 // 8 + 4096
+    """Bytes of the file that no level changes: `fixed`, settled layers, and seven bits for each scale and class."""
+    vectors, settled = job.targets.vectors(), layers(job)
+    if settled is None:
+        return fixed(job) + vectors * 7 // 8 + 4096
+    vectors -= job.targets.vectors(embeddings=False)
+    return _file(job, settled, 0.0).nbytes + vectors * 7 // 8 + 4096
 
 
 def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
@@ -300,8 +325,12 @@ def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
 
 def layout_overhead(job: Job) -> int:
     """Bytes of the run layout that no level changes: scales and order of maps, norms and biases in float32."""
-    fixed = fixed_layout(job.targets.shapes(), torch.get_num_threads())
-    return fixed + weights_bytes(job.targets.dense())
+    shapes, settled = job.targets.shapes(), layers(job)
+    entries = job.targets.dense()
+    if settled is not None:
+        shapes = shapes[len(settled.entries) :]
+        entries |= settled.entries
+    return fixed_layout(shapes, torch.get_num_threads()) + weights_bytes(entries)
 
 
 def layout_floor(job: Job, spreads: list[predict.Spread]) -> int:

@@ -78,6 +78,7 @@ class Recipe:
         rules: list[tuple[str, bool, str]] = [
             ("context", 16 <= self.context <= 65536, "16 to 65536"),
             ("rank", (self.rank > 0) == ("lowrank" in self.method), "above 0 for a low-rank method, else 0"),
+            ("sparsity", not (self.rank and self.sparsity), "empty for a low-rank method"),
             ("tokens", self.tokens >= 0, "0 or more"),
             ("held_out", 1 <= self.held_out <= 1024, "1 to 1024"),
             ("shrinkage", 0 < self.shrinkage <= 1e6, "above 0"),
@@ -93,6 +94,16 @@ class Recipe:
                 "order",
                 self.order == "natural" or not pattern.group,
                 f'"natural" with a pattern of consecutive inputs (sparsity = "{self.sparsity}")',
+            ),
+            (
+                "sparsity",
+                self.method != "binary" or not pattern,
+                '"" with the method "binary", which has no zeros',
+            ),
+            (
+                "sequential",
+                self.method == "waterlevel" or not self.sequential,
+                'false where the method is not "waterlevel"',
             ),
             ("rate_weight", 0 <= self.rate_weight <= 10, "0 to 10"),
             ("trellis", self.trellis in (0, 4, 8), "0, 4 or 8"),

@@ -5,12 +5,14 @@ One row at a time, one column at a time; a survivor of the trellis search is a p
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from sprat.coding.tensors import BUCKETS, OFFSET, ZERO
 from sprat.recipe import Recipe
+from sprat.sparsity import Sparsity, parse
 
 #: (next state by parity of k, quantizer) of each state: ISO/IEC 15938-17 for four, VVC's ECM for eight.
 STATES = {
@@ -70,9 +72,7 @@ def round_to_level(
     col = 2 ** (np.rint(np.log2(columns) * grid) / grid)
     buckets = expected_buckets(w, row * points, col)
     price = recipe.rate_weight * np.log(2) / 6 * (level * rows / row) ** 2
-    q = np.stack(
-        [round_row(w[i] / row[i], u, col, price[i], buckets[i], bits, recipe) for i in range(len(w))]
-    )
+    q = round_rows(w / row[:, None], np.sqrt(g) * row, u, col, price, buckets, bits, recipe)
     back = np.argsort(order)
     return Reference(q[:, back], row, col[back])
 
@@ -87,28 +87,93 @@ def expected_buckets(w: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndar
     return np.clip(classes + ZERO, 0, BUCKETS - 1).astype(int)
 
 
-def round_row(
+def round_rows(
     w: np.ndarray,
+    weight: np.ndarray,
+    u: np.ndarray,
+    col: np.ndarray,
+    price: np.ndarray,
+    buckets: np.ndarray,
+    bits: np.ndarray,
+    recipe: Recipe,
+) -> np.ndarray:
+    """The integers of all rows, w in units of its scale; weight: √g of a row in these units."""
+    (m, n), pattern = w.shape, parse(recipe.sparsity)
+    if not recipe.feedback:
+        u = np.diag(np.diag(u))
+    block = recipe.block
+    if pattern.group:
+        block = max(1, block // pattern.group) * pattern.group
+    starts = range(0, n, block)
+    saliency = np.abs(w) * weight[:, None] / np.diag(u)
+    if pattern and not pattern.group:
+        threshold = np.sort(saliency.ravel())[int(np.ceil(pattern.share * m * n)) - 1]
+        quota = [int((saliency[:, a : a + block] <= threshold).sum()) for a in starts]
+    paths = [{0: Path(0.0, [], row.copy())} for row in w]
+    out = [[] for _ in w]
+    for start in starts:
+        columns = range(start, min(start + block, n))
+        keep = np.ones((m, n), bool)
+        if pattern and not pattern.group and quota[start // block]:
+            rest = np.stack([next(iter(p.values())).rest for p in paths])[:, columns]
+            now = np.abs(rest) * weight[:, None] / np.diag(u)[columns]
+            keep[:, columns] = now > np.sort(now.ravel())[quota[start // block] - 1]
+        for i in range(m):
+            found = round_block(paths[i], columns, keep[i], u, col, price[i], buckets[i], bits, recipe)
+            state = min(sorted(found), key=lambda s: found[s].cost)
+            out[i] += found[state].q
+            paths[i] = {state: Path(0.0, [], found[state].rest)}
+    return np.array(out)
+
+
+def round_block(
+    paths: dict[int, Path],
+    columns: range,
+    keep: np.ndarray,
     u: np.ndarray,
     col: np.ndarray,
     price: float,
     bucket: np.ndarray,
     bits: np.ndarray,
     recipe: Recipe,
-) -> np.ndarray:
-    """The integers of one row, w in units of its scale."""
-    n, rest, state, out = len(w), w.copy(), 0, []
-    for start in range(0, n, recipe.block):
-        paths = {state: Path(0.0, [], rest)}
-        for j in range(start, min(start + recipe.block, n)):
-            grown: dict[int, Path] = {}
-            for s in sorted(paths):
-                extend(grown, s, paths[s], j, u, col, price, bits[:, bucket[j]], recipe)
-            paths = grown
-        state = min(sorted(paths), key=lambda s: paths[s].cost)
-        out += paths[state].q
-        rest = paths[state].rest
-    return np.array(out)
+) -> dict[int, Path]:
+    """The survivors of one row behind a block of columns; keep: (n,), False where the integer must be zero."""
+    pattern = parse(recipe.sparsity)
+    for j in columns:
+        if pattern.group and j % pattern.group == 0:
+            best = paths[min(sorted(paths), key=lambda s: paths[s].cost)]
+            gone = removed(best.rest[j:], u[j:, j:], pattern)
+            keep[j + gone] = False
+            for path in paths.values():
+                make_up(path.rest[j:], u[j:, j:], gone)
+        grown: dict[int, Path] = {}
+        for s in sorted(paths):
+            extend(grown, s, paths[s], j, u, col, price, bits[:, bucket[j]], recipe, bool(keep[j]))
+        paths = grown
+    return paths
+
+
+def removed(w: np.ndarray, u: np.ndarray, pattern: Sparsity) -> np.ndarray:
+    """The columns of the first group whose removal costs least once all the other columns make up for it."""
+    h = np.linalg.inv(u.T @ u)
+
+    def cost(gone: tuple[int, ...]) -> float:
+        left = [i for i in range(len(w)) if i not in gone]
+        # min over the change of the columns that are left of d H dᵀ, d = -w where a column goes
+        whole = -w[list(gone)]
+        coupled = h[np.ix_(left, gone)] @ whole
+        change = -np.linalg.solve(h[np.ix_(left, left)], coupled)
+        return float(whole @ h[np.ix_(gone, gone)] @ whole + change @ coupled)
+
+    return np.array(min(itertools.combinations(range(pattern.group), pattern.group - pattern.kept), key=cost))
+
+
+def make_up(w: np.ndarray, u: np.ndarray, gone: np.ndarray) -> None:
+    """Takes columns out of w, in place, and moves the others to where they make up for it."""
+    h = np.linalg.inv(u.T @ u)
+    left = np.array([i for i in range(len(w)) if i not in set(gone.tolist())])
+    w[left] += np.linalg.solve(h[np.ix_(left, left)], h[np.ix_(left, gone)] @ w[gone])
+    w[gone] = 0
 
 
 def extend(
@@ -121,15 +186,17 @@ def extend(
     price: float,
     bits: np.ndarray,
     recipe: Recipe,
+    keep: bool = True,
 ) -> None:
-    """All continuations of `path` by column j; the cheapest into each state stays."""
+    """All continuations of `path` by column j; the cheapest into each state stays. keep: else only zero is one."""
     following, quantizer = STATES[recipe.trellis][state]
     t = path.rest[j] / col[j]
     best: dict[int, tuple[float, int, float]] = {}
-    for k in candidates(t, quantizer, recipe.trellis):
+    for k in candidates(t, quantizer, recipe.trellis) if keep else [0]:
         q = point(k, quantizer, recipe.trellis)
         error = (t - q) * col[j]
-        cost = path.cost + (error / u[j, j]) ** 2 + price * symbol_bits(bits[quantizer], k)
+        rate = symbol_bits(bits[quantizer], k) if keep else 0.0
+        cost = path.cost + (error / u[j, j]) ** 2 + price * rate
         to = following[k & 1]
         if to not in best or cost < best[to][0]:
             best[to] = (cost, q, error)

@@ -8,14 +8,14 @@ process.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from sprat.coding import entropy
 from sprat.coding.tensors import BUCKETS
-from sprat.methods import METHODS
+from sprat.methods import METHODS, SETTLED
 from sprat.recipe import Recipe
 
 #: Samples of a bucket: rows of a map, and its columns.
@@ -33,6 +33,10 @@ class Curve:
 @functools.lru_cache(maxsize=8)
 def curve(recipe: Recipe) -> Curve:
     """The curve of `recipe`, from one map whose rows have the deviation of every bucket in turn."""
+    if recipe.method in SETTLED:  # what a level changes is the embedding
+        return curve(recipe.unconstrained())
+    if recipe.rank:  # what lies beside a product is a lattice like any other
+        return curve(replace(recipe, method="waterlevel", rank=0))
     std = np.repeat(np.asarray(entropy.bucket_std(np.arange(BUCKETS))), _ROWS)
     w = torch.from_numpy(np.tile(_draws(), (BUCKETS, 1)) * std[:, None]).float()
     white, even = torch.eye(_COLUMNS), torch.ones(len(w))

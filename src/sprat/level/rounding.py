@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sprat.coding.tensors import Entry, Stored, lattices
 from sprat.level.curve import curve
 from sprat.level.predict import Spread, echo
 from sprat.level.targets import Target, Targets
-from sprat.methods import METHODS
+from sprat.methods import METHODS, SETTLED
 from sprat.methods.waterlevel import choose_steps
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
@@ -29,12 +29,14 @@ class Rounded:
     counts: entropy.Counts
     ratios: dict[str, float] = field(default_factory=dict)
     """Target -> held-out distortion over predicted distortion; 1 where the statistics told the truth."""
+    kl: float = 0.0
+    """½ Σ tr(G ΔW H ΔWᵀ), nats per token that the statistics predict of what no level changes (methods.SETTLED)."""
 
 
 def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress = silent) -> list[Spread]:
-    """What `level.predict` needs, from one pass over the targets."""
+    """What `level.predict` needs, from one pass over the targets that a level changes."""
     out = []
-    for index in targets.layers():
+    for index in targets.layers() if recipe.method not in SETTLED else ():
         for target in targets.layer(index):
             out.append(_spread(targets, target, level, recipe))
         progress("step sizes", index + 1, len(targets.layers()))
@@ -49,19 +51,34 @@ def _spread(targets: Targets, target: Target, level: float, recipe: Recipe) -> S
     return Spread.of(steps, level, echo(u, steps) if recipe.feedback else 0.0, curve(recipe))
 
 
-def round_model(
+def round_layers(
     targets: Targets, level: float, recipe: Recipe, tables: entropy.Tables, progress: Progress = silent
 ) -> Rounded:
-    """Round every target on the statistics of the original model."""
+    """Round every target of the layers on the statistics of the original model."""
     done = Rounded({}, entropy.Counts.none())
     threads = torch.get_num_threads()
-    total = len(targets.layers()) + 1
     for index in targets.layers():
         for target in targets.layer(index):
             round_target(done, target, level, recipe, tables, threads, targets.factor(target))
-        progress("rounding", index + 1, total)
+        progress("rounding", index + 1, len(targets.layers()) + 1)
+    return done
+
+
+def round_model(
+    targets: Targets,
+    level: float,
+    recipe: Recipe,
+    tables: entropy.Tables,
+    progress: Progress = silent,
+    layers: Rounded | None = None,
+) -> Rounded:
+    """Round every target; layers: as `round_layers` gave them, where no level changes them."""
+    if layers is None:
+        layers = round_layers(targets, level, recipe, tables, progress)
+    done = replace(layers, entries={**layers.entries}, ratios={**layers.ratios})
     for target in targets.embeddings():
-        round_target(done, target, level, recipe, tables, threads, targets.factor(target))
+        round_target(done, target, level, recipe, tables, torch.get_num_threads(), targets.factor(target))
+    total = len(targets.layers()) + 1
     progress("rounding", total, total)
     return done
 
@@ -92,7 +109,15 @@ def round_target(
     done.entries[target.name] = target.entry(stored)
     done.counts = done.counts + entropy.count(lattices(stored), threads)
     done.ratios[target.name] = ratio
+    if recipe.method in SETTLED:
+        done.kl += predicted_loss(target, stored, h) / 2
     return stored
+
+
+def predicted_loss(target: Target, stored: Stored, h: Tensor) -> float:
+    """tr(G ΔW H ΔWᵀ) for h: (n, n)."""
+    error = (torch.from_numpy(stored.dense()) - target.w) * target.g.clamp_min(0).sqrt()[:, None]
+    return float(((error @ h) * error).sum())
 
 
 def distortion_ratio(target: Target, stored: Stored, h: Tensor) -> float:

@@ -1,7 +1,8 @@
 """How values are chosen, a file a method: pure functions of (weights, statistics, options).
 
 A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Stored`, u the upper factor of
-h where it is known, else None; `sprat fit` finds it here by the recipe's `method`.
+h where it is known, else None; `sprat fit` finds it here by the recipe's `method`, for the layers' maps. What those of
+SETTLED give is the same at every level: what a budget leaves beside it is the embedding's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 from sprat.coding.tensors import Stored
 from sprat.errors import RecipeError, nearest
-from sprat.methods import lowrank, waterlevel
+from sprat.methods import lowrank, ternary, waterlevel
 
 Method = Callable[..., Stored]
 
@@ -18,7 +19,10 @@ METHODS: dict[str, Method] = {
     "waterlevel": waterlevel.round_to_level,
     "lowrank": lowrank.product,
     "waterlevel+lowrank": lowrank.beside_lattice,
+    "ternary": ternary.round_ternary,
+    "binary": ternary.round_binary,
 }
+SETTLED = frozenset({"lowrank", "ternary", "binary"})
 
 
 def find(name: str) -> Method:

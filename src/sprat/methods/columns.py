@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sprat import _core
 from sprat.coding.tensors import OFFSET
+from sprat.errors import StatisticsError
 from sprat.sparsity import Sparsity
 
 #: Sets of a pattern that are weighed one by one; where there are more, the diagonal saliency decides.
@@ -59,6 +60,13 @@ class Zeros:
 
 
 NO_ZEROS = Zeros()
+
+
+def refuse_nan(name: str, w: Tensor, h: Tensor, g: Tensor) -> None:
+    """StatisticsError naming the map where a number is not finite."""
+    for what, values in (("weights", w), ("second moments", h), ("row weights", g)):
+        if not bool(torch.isfinite(values).all()):
+            raise StatisticsError(f"{name}: its {what} hold NaN or infinite values")
 
 
 def round_columns(

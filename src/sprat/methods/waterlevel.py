@@ -26,8 +26,7 @@ from torch import Tensor
 from sprat import sparsity
 from sprat.coding import entropy
 from sprat.coding.tensors import Lattice, LogScale
-from sprat.errors import StatisticsError
-from sprat.methods.columns import Grid, Zeros, round_columns
+from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
@@ -89,9 +88,7 @@ def round_to_level(
     `tables` price the symbols; `u` is h's upper factor (sense.shrink.upper_factor) where that is known. Raises
     StatisticsError (naming `name`) when h cannot be factored or a number is not finite.
     """
-    for what, values in (("weights", w), ("second moments", h), ("row weights", g)):
-        if not bool(torch.isfinite(values).all()):
-            raise StatisticsError(f"{name}: its {what} hold NaN or infinite values")
+    refuse_nan(name, w, h, g)
     w = w.detach().float()
     n = w.shape[1]
     order = torch.arange(n)
