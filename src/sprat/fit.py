@@ -119,7 +119,7 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
     """
     fitted, predicted, unhealed = _fitted(job, limits, spreads)
     measured = unhealed
-    if job.recipe.heal:
+    if job.recipe.heals:
         fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
     memory = _memory(job, limits, fitted.rounded)

@@ -36,6 +36,7 @@ from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
+from sprat.training.schedule import Schedule
 
 #: At this level (√nats) hardly a weight of any model is left.
 FLOOR_LEVEL = 0.02
@@ -145,7 +146,13 @@ def _calibration(
 ) -> Calibration:
     widest = max(g.width for g in groups(source.model))
     tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
-    tokens += recipe.held_out * recipe.context
+    return calibration(source, calibrate, tokens + recipe.held_out * recipe.context, recipe, seed, progress)
+
+
+def calibration(
+    source: Source, calibrate: list[str], tokens: int, recipe: Recipe, seed: int, progress: Progress
+) -> Calibration:
+    """At least `tokens` tokens of text in whole contexts; what the model writes itself is kept in the cache."""
     if calibrate != ["self"]:
         return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
     # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
@@ -199,19 +206,17 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
 
 
 def healed(job: Job, fitted: Fitted) -> Fitted:
-    """`fitted` with its scales trained towards the original; the embedding's stay: few of its rows are seen."""
-    recipe, entries = job.recipe, fitted.rounded.entries
-    layers = [name for name in entries if name not in job.targets.embedding_names()]
-    learning = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
-    original = job.source.model
+    """`fitted` with its scales, norms and biases trained towards the original."""
+    recipe = job.recipe
+    entries = {**job.targets.dense(), **fitted.rounded.entries}
+    seconds = 60 * recipe.heal_minutes or None
     new = heal(
-        original,
-        rebuilt(original, entries),
+        job.source.model,
+        rebuilt(job.source.model, entries),
         entries,
-        layers,
-        learning,
-        recipe.heal,
-        recipe.heal_rate,
+        list(fitted.rounded.entries),
+        torch.as_tensor(job.calibration.ids)[: -recipe.held_out],
+        Schedule(recipe.heal_rate, None if seconds else recipe.heal, seconds),
         progress=job.progress,
     )
     rounded = replace(fitted.rounded, entries=new)
@@ -220,7 +225,7 @@ def healed(job: Job, fitted: Fitted) -> Fitted:
 
 def reserve(job: Job) -> int:
     """Bytes that healing may add: scales that have moved cost a little more."""
-    return job.targets.vectors(embeddings=False) // 32 if job.recipe.heal else 0
+    return job.targets.vectors(embeddings=False) // 32 if job.recipe.heals else 0
 
 
 def _file(job: Job, rounded: rounding.Rounded, level: float) -> Assembled:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def rebuilt(model: PreTrainedModel, entries: Mapping[str, Entry]) -> nn.Module:
+def rebuilt(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
     """A copy of `model` with what `entries` stand for in it."""
     out = copy.deepcopy(model)
     parameters = dict(out.named_parameters(remove_duplicate=False))
@@ -31,6 +31,10 @@ def rebuilt(model: PreTrainedModel, entries: Mapping[str, Entry]) -> nn.Module:
 
 def held_out_kl(original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor) -> float:
     """KL(original || rounded) in nats per token over the second halves of `ids`: (contexts, context) int64."""
-    half = ids.shape[1] // 2
-    contexts = Contexts(ids.numpy(), np.ones(len(ids)), half)
-    return float(compare(original, rebuilt(original, entries), contexts).kl.mean())
+    return kl_between(original, rebuilt(original, entries), ids)
+
+
+def kl_between(original: nn.Module, other: nn.Module, ids: Tensor) -> float:
+    """KL(original || other) in nats per token over the second halves of `ids`: (contexts, context) int64."""
+    contexts = Contexts(ids.numpy(), np.ones(len(ids)), ids.shape[1] // 2)
+    return float(compare(original, other, contexts).kl.mean())
