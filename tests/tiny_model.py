@@ -47,7 +47,9 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_file(folder: Path, path: Path, steps: int = 12, provenance: dict | None = None) -> Path:
+def write_file(
+    folder: Path, path: Path, steps: int = 12, provenance: dict | None = None, recipe: dict | None = None
+) -> Path:
     """Round each matrix of the model in `folder` to about 2·`steps` levels a row, as a `.sprat`."""
     from safetensors.numpy import load_file
 
@@ -73,7 +75,7 @@ def write_file(folder: Path, path: Path, steps: int = 12, provenance: dict | Non
         path,
         config=json.loads((folder / "config.json").read_text()),
         entries=entries,
-        recipe={},
+        recipe=recipe or {},
         provenance={"model": "tiny", "calibration": {"source": "self"}} if provenance is None else provenance,
         file_extra=files,
     )

@@ -155,7 +155,7 @@ def _concluded(trial: Trial, out: Path) -> FitResult:
     """Heal and write."""
     job, limits, spreads, fitted = trial.job, trial.limits, trial.spreads, trial.fitted
     measured = unhealed = trial.measured
-    if job.recipe.heal:
+    if job.recipe.heals:
         fitted, measured = _heal(job, fitted, measured, limits.file)
     _note_distrust(job, fitted.rounded.ratios)
     _note_plenty(job, spreads, fitted.level, measured)
@@ -208,6 +208,8 @@ def plan(
             bounds.refuse(source, limits_of(source, size))
 
     recipe = recipe or Recipe(trellis=4 if ram is None else 0)
+    if recipe.method == AUTO:  # what it gives is never worse
+        recipe = replace(recipe, method="waterlevel")
     job = jobs.start(model, calibrate, seed, recipe, progress, refuse)
     jobs.sense(job, seed)
     spreads, reserve = jobs.spreads(job), jobs.reserve(job)

@@ -17,7 +17,7 @@ from sprat import __version__, methods, sparsity
 from sprat import reduce as structure
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
-from sprat.coding.tensors import Entry
+from sprat.coding.tensors import Entry, Lattice
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
 from sprat.level.check import Passage, rebuilt
@@ -38,6 +38,7 @@ from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
+from sprat.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,7 +189,13 @@ def _calibration(
 ) -> Calibration:
     widest = max(g.width for g in groups(source.model))
     tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
-    tokens += recipe.held_out * recipe.context
+    return calibration(source, calibrate, tokens + recipe.held_out * recipe.context, recipe, seed, progress)
+
+
+def calibration(
+    source: Source, calibrate: list[str], tokens: int, recipe: Recipe, seed: int, progress: Progress
+) -> Calibration:
+    """At least `tokens` tokens of text in whole contexts; what the model writes itself is kept in the cache."""
     if calibrate != ["self"]:
         return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
     # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
@@ -261,18 +268,17 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
 
 
 def healed(job: Job, fitted: Fitted) -> Fitted:
-    """`fitted` with its scales trained towards the original; the embedding's stay: few of its rows are seen."""
-    recipe, entries = job.recipe, fitted.rounded.entries
-    names = [name for name in entries if name not in job.targets.embedding_names()]
-    learning = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
+    """`fitted` with its scales, norms and biases trained towards the original."""
+    recipe = job.recipe
+    entries = {**job.targets.dense(), **fitted.rounded.entries}
+    seconds = 60 * recipe.heal_minutes or None
     new = heal(
         job.reference,
         rebuilt(job.source.model, entries),
         entries,
-        names,
-        learning,
-        recipe.heal,
-        recipe.heal_rate,
+        [name for name, entry in fitted.rounded.entries.items() if isinstance(entry.tensor, Lattice)],
+        torch.as_tensor(job.calibration.ids)[: -recipe.held_out],
+        Schedule(recipe.heal_rate, None if seconds else recipe.heal, seconds),
         progress=job.progress,
     )
     rounded = replace(fitted.rounded, entries=new)
@@ -281,7 +287,7 @@ def healed(job: Job, fitted: Fitted) -> Fitted:
 
 def reserve(job: Job) -> int:
     """Bytes that healing may add: scales that have moved cost a little more."""
-    return job.targets.vectors(embeddings=False) // 32 if job.recipe.heal else 0
+    return job.targets.vectors(embeddings=False) // 32 if job.recipe.heals else 0
 
 
 def _file(job: Job, rounded: rounding.Rounded, level: float) -> Assembled:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: progress(stage, done, total): `stage` is a short noun phrase, `done` and `total` count the same thing.
+#: progress(stage, done, total): `stage` is a short noun phrase, behind a comma what it says of itself ("training, loss
+#: 0.12"); `done` and `total` count the same thing.
 Progress = Callable[[str, float, float], None]
 
 

@@ -60,6 +60,8 @@ class Recipe:
     """Share of the least-squares correction that is applied."""
     heal: int = 32
     """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
+    heal_minutes: float = 0.0
+    """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
     heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
     remove_layers: int = 0
@@ -112,6 +114,7 @@ class Recipe:
             ("sequential_tokens", self.sequential_tokens >= 0, "0 or more"),
             ("sequential_strength", 0 <= self.sequential_strength <= 1, "0 to 1"),
             ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
+            ("heal_minutes", 0 <= self.heal_minutes <= 10**5, "0 to 100000"),
             ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
             ("remove_layers", self.remove_layers >= 0, "0 or more"),
             ("ffn", 0 < self.ffn <= 1, "above 0, at most 1"),
@@ -128,6 +131,11 @@ class Recipe:
     def unconstrained(self) -> Recipe:
         """As it is for what is no layer: rounded to the water level, no zeros forced."""
         return replace(self, method="waterlevel", sparsity="", rank=0)
+
+    @property
+    def heals(self) -> bool:
+        """Whether anything is trained after rounding."""
+        return bool(self.heal or self.heal_minutes)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:

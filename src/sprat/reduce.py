@@ -6,7 +6,6 @@ statistics. What was chosen is kept in the cache: a second budget starts at once
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math

@@ -13,8 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 from sprat.coding.tensors import Entry, Lattice, LogScale
 from sprat.level.check import rebuilt
 from sprat.methods import heal as healing
-from sprat.methods.heal import divergence, heal
+from sprat.methods.distil import divergence, student_logits
+from sprat.methods.heal import heal
 from sprat.source.maps import groups
+from sprat.training.schedule import Schedule
 
 CONTEXTS = torch.from_numpy(np.random.default_rng(0).integers(0, 64, (6, 24)))
 
@@ -64,7 +66,8 @@ def bent_entries(made, bend):
 def mean_divergence(original, entries):
     with torch.no_grad():
         other = rebuilt(original, entries)
-        return float(torch.stack([divergence(original, other, ids) for ids in CONTEXTS]).mean())
+        each = [divergence(student_logits(original, c), student_logits(other, c)) for c in CONTEXTS]
+        return float(torch.stack(each).mean())
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
@@ -72,7 +75,7 @@ def test_bent_scales_come_back(family):
     made = model(family)
     entries = bent_entries(made, 0.1)
     before = mean_divergence(made, entries)
-    healed = heal(made, rebuilt(made, entries), entries, list(entries), CONTEXTS, 60, 0.01)
+    healed = heal(made, rebuilt(made, entries), entries, list(entries), CONTEXTS, Schedule(0.01, 60))
     assert mean_divergence(made, healed) < 0.4 * before
     for name, entry in entries.items():
         assert np.array_equal(healed[name].tensor.q, entry.tensor.q)
@@ -84,21 +87,22 @@ def test_factors_at_the_ends_are_factors_of_the_weights(family):
     """Hooks and stored scales are the same function: biases untouched, shared inputs scaled once."""
     made = model(family)
     entries = bent_entries(made, 0)
-    modules = {f"{name}.weight": module for name, module in made.named_modules()}
     exact, factors = {}, []
     random = torch.Generator().manual_seed(2)
     for name, entry in entries.items():
-        found = healing._factors(entry, modules)
+        found = healing._factors(entry, made)
         for f in found:
             for t in (f.inputs, f.outputs):
                 t.data = torch.randint(-8, 9, t.shape, generator=random) / 32 * np.log(2)
         factors += found
-        exact[name] = healing._healed(entry, found)
+        exact[name] = healing._healed(entry, found, None)
     with torch.no_grad():
         plain = rebuilt(made, entries)
         places = {id(m): n for n, m in made.named_modules()}
-        moved = [replace(f, module=plain.get_submodule(places[id(f.module)])) for f in factors]
-        with healing._attached(moved):
+        moved = [
+            replace(f, modules=tuple(plain.get_submodule(places[id(m)]) for m in f.modules)) for f in factors
+        ]
+        with healing.attached(moved):
             hooked = plain(input_ids=CONTEXTS).logits
         stored = rebuilt(made, exact)(input_ids=CONTEXTS).logits
     assert torch.allclose(hooked, stored, atol=1e-3 * float(stored.abs().max()))
@@ -110,16 +114,10 @@ def test_same_arguments_same_scales_and_the_original_is_left_alone():
     before = copy.deepcopy(made.state_dict())
     entries = bent_entries(made, 0.1)
     first, *names = entries
-    runs = [heal(made, rebuilt(made, entries), entries, names, CONTEXTS, 5, 0.01) for _ in range(2)]
+    runs = [heal(made, rebuilt(made, entries), entries, names, CONTEXTS, Schedule(0.01, 5)) for _ in range(2)]
     for name in entries:
         a, b = (run[name].tensor for run in runs)
         assert np.array_equal(a.row.index, b.row.index)
         assert np.array_equal(a.col.index, b.col.index)
     assert runs[0][first] is entries[first]
     assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())
-
-
-def test_every_context_once_before_any_comes_again():
-    order = healing._order(6, 15, 0)
-    assert len(order) == 15
-    assert sorted(order[:6]) == sorted(order[6:12]) == list(range(6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 import tomllib
@@ -108,8 +109,19 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a .sprat file")
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """How the statistics are had: the same for `fit` and `plan`."""
+def minutes(text: str) -> float:
+    """An argparse type: a time above nothing."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return value
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """Which text a model is calibrated on, and the seed."""
     parser.add_argument(
         "--calibrate",
         metavar="TEXT",
@@ -121,6 +133,11 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
     )
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """How the statistics are had: the same for `fit` and `plan`."""
+    add_text(parser)
     parser.add_argument(
         "--recipe", type=Path, metavar="TOML", help="a recipe file, for settings other than the defaults"
     )
@@ -209,13 +226,18 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed and recipe."""
+def calibrated_text(arguments: argparse.Namespace) -> str | list[str]:
+    """The text that `add_text` asked for, as the library takes it."""
     given: list[str] = arguments.calibrate or ["self"]
     if "self" in given and len(given) > 1:
         raise RecipeError("--calibrate self stands alone: give the model's own text, or files")
+    return "self" if "self" in given else given
+
+
+def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed and recipe."""
     return {
-        "calibrate": "self" if "self" in given else given,
+        "calibrate": calibrated_text(arguments),
         "seed": arguments.seed,
         "recipe": recipe(arguments),
     }

@@ -9,13 +9,28 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import anatomy, bench, chat, compare, export, fit, inspect, plan, prove, run, serve, sweep
+from sprat.cli import (
+    anatomy,
+    bench,
+    chat,
+    compare,
+    export,
+    fit,
+    heal,
+    inspect,
+    plan,
+    prove,
+    run,
+    serve,
+    sweep,
+)
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 
 #: verb -> the file that has its `SUMMARY`, `EXAMPLES`, `configure(parser)` and `execute(arguments)`
 VERBS: dict[str, ModuleType] = {
     "fit": fit,
+    "heal": heal,
     "plan": plan,
     "inspect": inspect,
     "run": run,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def rebuilt(model: PreTrainedModel, entries: Mapping[str, Entry]) -> nn.Module:
+def rebuilt(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
     """A copy of `model` with what `entries` stand for in it."""
     out = copy.deepcopy(model)
     parameters = dict(out.named_parameters(remove_duplicate=False))
@@ -38,9 +38,13 @@ def held_out_kl(
 
     base: the model that `entries` are of, where that is not `original` itself.
     """
-    half = ids.shape[1] // 2
-    contexts = Contexts(ids.numpy(), np.ones(len(ids)), half)
-    return float(compare(original, rebuilt(base or original, entries), contexts).kl.mean())
+    return kl_between(original, rebuilt(base or original, entries), ids)
+
+
+def kl_between(original: nn.Module, other: nn.Module, ids: Tensor) -> float:
+    """KL(original || other) in nats per token over the second halves of `ids`: (contexts, context) int64."""
+    contexts = Contexts(ids.numpy(), np.ones(len(ids)), ids.shape[1] // 2)
+    return float(compare(original, other, contexts).kl.mean())
 
 
 @dataclass(frozen=True)

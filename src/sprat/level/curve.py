@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sprat.coding import entropy
-from sprat.coding.tensors import BUCKETS
+from sprat.coding.tensors import BUCKETS, lattices
 from sprat.methods import METHODS, SETTLED
 from sprat.recipe import Recipe
 
@@ -42,15 +42,15 @@ def curve(recipe: Recipe) -> Curve:
     white, even = torch.eye(_COLUMNS), torch.ones(len(w))
     # A share of zeros is a map's: rows of one deviation must not take those of another's.
     maps = w.chunk(BUCKETS if recipe.sparsity else 1)
-    lattices = [
+    found = [
         METHODS[recipe.method](
             part, white, even[: len(part)], 1.0, recipe, entropy.prior_tables(), "samples", 1, white
         )
         for part in maps
     ]
-    counts = entropy.count(lattices)
+    counts = entropy.count([lattice for stored in found for lattice in lattices(stored)])
     bits = counts.entropies() / np.maximum(counts.symbols.sum((0, 2)), 1)
-    dense = np.concatenate([lattice.dense() for lattice in lattices])
+    dense = np.concatenate([stored.dense() for stored in found])
     error = (torch.from_numpy(dense) - w).square().reshape(BUCKETS, -1).mean(1).double().numpy()
     return Curve(np.maximum.accumulate(bits), np.maximum.accumulate(error))
 

@@ -68,7 +68,7 @@ def candidates(recipe: Recipe, layers: int) -> list[Candidate]:
         ]
     if not recipe.sparsity:
         found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in ("2:4", "0.5")]
-    found.append(Candidate("low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)))
+        found.append(Candidate("low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)))
     return found
 
 
@@ -93,7 +93,9 @@ def choose(
         except SpratError as error:
             said[candidate.name] = Considered(candidate.name, None, None, None, f"not possible: {error}")
             continue
-        said[candidate.name] = Considered(candidate.name, kl, None, None, "not tried: no better by prediction")
+        said[candidate.name] = Considered(
+            candidate.name, kl, None, None, "not tried: no better by prediction"
+        )
     hopeful = [c for c in others if _hopeful(said[c.name], base.kl)]
     hopeful.sort(key=lambda c: said[c.name].predicted_kl or 0.0)
     for candidate in hopeful[:tries]:
@@ -103,7 +105,9 @@ def choose(
         except SpratError as error:
             said[candidate.name] = replace(row, verdict=f"tried, not possible: {error}")
             continue
-        said[candidate.name] = replace(row, measured_kl=tried.kl, nbytes=tried.nbytes, verdict="tried, no better")
+        said[candidate.name] = replace(
+            row, measured_kl=tried.kl, nbytes=tried.nbytes, verdict="tried, no better"
+        )
         if tried.kl < best.kl:
             best, chosen = tried, candidate.name
     for candidate in hopeful[tries:]:

@@ -1,39 +1,125 @@
-"""Healing: the scales of a rounded model trained towards the original's distribution.
+"""Healing: the continuous parameters of a rounded model trained towards the original's distribution.
 
-Rounding leaves W = diag(r) Q diag(k) for every map; Q stays as it is, r and k move:
-    minimise  KL( p(x) || q_{r,k}(x) )  over the calibration text,     r = r0 · exp(b),  k = k0 · exp(a),
-by Adam on a and b, one context a step, the rate falling linearly to nothing. Since y = r ⊙ (Q (k ⊙ x)), the factors sit
-at a map's input and output: no gradient of a weight matrix is ever computed, and any family is served by its hooks.
+Rounding leaves W = diag(r) Q diag(k) for every map; Q stays as it is, r and k move, and norms and biases d:
+    minimise  KL( p(x) || q_{r,k,d}(x) )  over the calibration text,     r = r0 · exp(b),  k = k0 · exp(a),
+by Adam on a, b and d. Since y = r ⊙ (Q (k ⊙ x)), the factors sit at a map's input and output: no gradient of a weight
+matrix is ever computed, and any family is served by its hooks. An embedding is scaled where tokens enter and where they
+leave.
 Sources: distillation, Hinton et al. (arXiv 1503.02531); scales alone after rounding: PV-Tuning (2405.14852) section 2
 and OneBit (2402.11295) show how much of the loss continuous parameters win back; Adam (1412.6980).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sprat.coding.tensors import Entry, Lattice, LogScale
+from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
+from sprat.methods.distil import Teacher, divergence, student_logits
 from sprat.progress import Progress, silent
-from sprat.sense.statistics import SKIP
+from sprat.training.loop import train
+from sprat.training.schedule import Schedule
 
-#: Steps until Adam's rate is whole.
-WARM_UP = 5
+BETAS = (0.9, 0.95)
+#: Steps an octave that healed scales are stored with, the finest first: the coarser, the fewer bytes.
+RESOLUTIONS = (32, 16, 8, 4)
 
 
 @dataclass(frozen=True)
 class _Factors:
     """Of one map: log factors of its inputs (n,), shared by all maps stacked in one entry, and of its outputs (m,)."""
 
-    module: nn.Module
+    modules: tuple[nn.Module, ...]
+    """Those that use the map's weight: one, or the embedding and the head that is tied to it."""
     inputs: Tensor
     outputs: Tensor
+
+
+class Scales:
+    """A training.loop.Learner: the scales of `names` and all dense tensors of a rounded model."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        rounded: nn.Module,
+        entries: Mapping[str, Entry],
+        names: Sequence[str],
+        dense: bool = True,
+    ):
+        """rounded: the model that `entries` stand for, whose matrices are not touched; names: lattices all of them."""
+        for model in (teacher.model, rounded):
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+        self.teacher, self.rounded, self.entries = teacher, rounded, entries
+        self.factors = {name: _factors(entries[name], rounded) for name in names}
+        parameters = dict(rounded.named_parameters())
+        self.dense: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        for name, entry in entries.items():
+            if dense and isinstance(entry.tensor, Dense) and entry.maps[0] in parameters:
+                parameter = parameters[entry.maps[0]]
+                self.dense[name] = parameter, parameter.detach().float().clone()
+                parameter.requires_grad_(True)
+        free = {id(t): t for fs in self.factors.values() for f in fs for t in (f.inputs, f.outputs)}
+        groups: list[dict[str, Any]] = [{"params": list(free.values()), "size": 1.0}]
+        # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
+        groups += [
+            {"params": [exact], "size": max(float(exact.square().mean().sqrt()), 1e-3)}
+            for _, exact in self.dense.values()
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=BETAS)
+
+    def learn(self, context: Tensor, share: float) -> float:
+        with attached(f for fs in self.factors.values() for f in fs):
+            loss = divergence(self.teacher.logits(context), student_logits(self.rounded, context))
+            (loss * share).backward()
+        return float(loss.detach())
+
+    def step(self, rate: float) -> None:
+        for parameter, exact in self.dense.values():
+            exact.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["size"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._show()
+
+    def _show(self) -> None:
+        """The model computes with dense tensors as they would be stored."""
+        with torch.no_grad():
+            for parameter, exact in self.dense.values():
+                parameter.copy_(exact)
+
+    def state(self) -> dict[str, Any]:
+        factors = {name: [(f.inputs, f.outputs) for f in fs] for name, fs in self.factors.items()}
+        dense = {name: exact for name, (_, exact) in self.dense.items()}
+        return {"factors": factors, "dense": dense, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, fs in self.factors.items():
+                for f, (inputs, outputs) in zip(fs, state["factors"][name], strict=True):
+                    f.inputs.copy_(inputs)
+                    f.outputs.copy_(outputs)
+            for name, (_, exact) in self.dense.items():
+                exact.copy_(state["dense"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._show()
+
+    def healed(self, resolution: int | None = None) -> dict[str, Entry]:
+        """The entries as trained, scales on the grids that they had or `resolution` steps an octave."""
+        healed = {name: _healed(self.entries[name], fs, resolution) for name, fs in self.factors.items()}
+        out = {**self.entries, **healed}
+        for name, (_, exact) in self.dense.items():
+            tensor = self.entries[name].tensor
+            assert isinstance(tensor, Dense)
+            out[name] = replace(self.entries[name], tensor=replace(tensor, array=exact.numpy().copy()))
+        return out
 
 
 def heal(
@@ -42,76 +128,46 @@ def heal(
     entries: Mapping[str, Entry],
     names: Sequence[str],
     ids: Tensor,
-    steps: int,
-    rate: float,
+    schedule: Schedule,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Entry]:
-    """`entries` with healed scales, on the grids that they had.
+    """`entries` with healed scales and dense tensors, on the grids that they had.
 
-    rounded: the model that `entries` stand for, whose weights are not touched; names: the entries whose scales may
-    move, lattices all of them; ids: (contexts, context) int64; steps: contexts that are learnt from; rate: of Adam, in
-    nats of a scale. Peak memory: both models, and a context's activations and logits in float32.
+    rounded: the model that `entries` stand for; names: the entries whose scales may move, lattices all of them; ids:
+    (contexts, context) int64; schedule: a step a context, its rate Adam's, in nats of a scale. Peak memory: both
+    models, a context's activations and logits, and what the teacher keeps (methods/distil.py).
     """
-    for model in (original, rounded):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-    modules = {f"{name}.weight": module for name, module in rounded.named_modules()}
-    factors = {name: _factors(entries[name], modules) for name in names}
-    free = list({id(t): t for fs in factors.values() for f in fs for t in (f.inputs, f.outputs)}.values())
-    optimizer = torch.optim.Adam(free, lr=rate, betas=(0.9, 0.95))
-    order = _order(len(ids), steps, seed)
-    with _attached(f for fs in factors.values() for f in fs):
-        for step, context in enumerate(order):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
-            loss = divergence(original, rounded, ids[context])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            progress("healing", step + 1, steps)
-    return {**entries, **{name: _healed(entries[name], fs) for name, fs in factors.items()}}
+    learner = Scales(Teacher(original), rounded, entries, names)
+    train(learner, ids, schedule, seed=seed, name="healing", progress=progress)
+    return learner.healed()
 
 
-def divergence(original: nn.Module, rounded: nn.Module, ids: Tensor) -> Tensor:
-    """Mean KL(original || rounded) in nats over the positions of one context: (context,) int64; differentiable."""
-    with torch.no_grad():
-        p = original(input_ids=ids[None], use_cache=False).logits[0, SKIP:].float().log_softmax(-1)
-    q = rounded(input_ids=ids[None], use_cache=False).logits[0, SKIP:].float().log_softmax(-1)
-    return nn.functional.kl_div(q, p, reduction="sum", log_target=True) / len(p)
-
-
-def _order(contexts: int, steps: int, seed: int) -> list[int]:
-    """Every context once, in a random order, before any comes again."""
-    random = np.random.default_rng(seed)
-    passes = [random.permutation(contexts) for _ in range(math.ceil(steps / contexts))]
-    return np.concatenate(passes)[:steps].tolist()
-
-
-def _factors(entry: Entry, modules: Mapping[str, nn.Module]) -> list[_Factors]:
+def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     inputs = torch.zeros(entry.tensor.shape[1], requires_grad=True)
     return [
-        _Factors(modules[name], inputs, torch.zeros(rows, requires_grad=True))
+        _Factors(
+            tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name]),
+            inputs,
+            torch.zeros(rows, requires_grad=True),
+        )
         for name, rows in zip(entry.maps, entry.rows, strict=True)
     ]
 
 
 @contextmanager
-def _attached(factors: Iterator[_Factors]) -> Iterator[None]:
-    """The maps scaled at both ends. A bias is added behind the rows' scale, so it is taken out of what is scaled."""
+def attached(factors: Iterable[_Factors]) -> Iterator[None]:
+    """The maps scaled at both ends, embeddings by the rows that they look up."""
     hooks = []
     for f in factors:
-
-        def before(_: nn.Module, args: tuple[Tensor, ...], f: _Factors = f) -> tuple[Tensor, ...]:
-            return (args[0] * f.inputs.exp().to(args[0].dtype), *args[1:])
-
-        def behind(module: nn.Module, _: object, out: Tensor, f: _Factors = f) -> Tensor:
-            scale = f.outputs.exp().to(out.dtype)
-            bias = module.bias
-            return (out - bias) * scale + bias if isinstance(bias, Tensor) else out * scale
-
-        hooks += [f.module.register_forward_pre_hook(before), f.module.register_forward_hook(behind)]
+        for module in f.modules:
+            if isinstance(module, nn.Embedding):
+                hooks.append(module.register_forward_hook(_looked_up(f)))
+            else:
+                hooks.append(module.register_forward_pre_hook(_before(f)))
+                hooks.append(module.register_forward_hook(_behind(f)))
     try:
         yield
     finally:
@@ -119,7 +175,31 @@ def _attached(factors: Iterator[_Factors]) -> Iterator[None]:
             hook.remove()
 
 
-def _healed(entry: Entry, factors: list[_Factors]) -> Entry:
+def _looked_up(f: _Factors) -> Any:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out * (f.outputs[args[0]][..., None] + f.inputs).exp().to(out.dtype)
+
+    return hook
+
+
+def _before(f: _Factors) -> Any:
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0] * f.inputs.exp().to(args[0].dtype), *args[1:])
+
+    return hook
+
+
+def _behind(f: _Factors) -> Any:
+    """A bias is added behind the rows' scale, so it is taken out of what is scaled."""
+
+    def hook(module: nn.Module, _: object, out: Tensor) -> Tensor:
+        scale, bias = f.outputs.exp().to(out.dtype), module.bias
+        return (out - bias) * scale + bias if isinstance(bias, Tensor) else out * scale
+
+    return hook
+
+
+def _healed(entry: Entry, factors: list[_Factors], resolution: int | None) -> Entry:
     lattice = entry.tensor
     assert isinstance(lattice, Lattice)
     row = torch.cat([f.outputs for f in factors]).detach().double().exp().numpy() * lattice.row.values()
@@ -128,7 +208,7 @@ def _healed(entry: Entry, factors: list[_Factors]) -> Entry:
         entry,
         tensor=replace(
             lattice,
-            row=LogScale.nearest(row, lattice.row.resolution),
-            col=LogScale.nearest(col, lattice.col.resolution),
+            row=LogScale.nearest(row, resolution or lattice.row.resolution),
+            col=LogScale.nearest(col, resolution or lattice.col.resolution),
         ),
     )

@@ -43,22 +43,29 @@ def different_tokens(
 
 
 def calibration_overlap(provenance: dict[str, Any], texts: Sequence[Text]) -> dict[str, Any]:
-    """Whether the evaluation text was seen in calibration, as far as the file's provenance can tell.
+    """Whether the evaluation text was seen in calibration or in healing, as far as the file's provenance can tell.
 
-    Reads provenance["calibration"]: {"source": "self" or a name, "sha256": [of each file], "sketch":
-    overlap.sketch}. overlap: the share of the calibration text that is in the evaluation text; None: unknown.
+    Reads provenance["calibration"] and, where there is one, ["heal"]: {"source": "self" or a name, "sha256": [of each
+    file], "sketch": overlap.sketch}. overlap: the share of the text, of the two the larger, that is in the evaluation
+    text; None: unknown.
     """
-    said = provenance.get("calibration") or {}
-    origin = str(said.get("source", "unknown"))
-    result: dict[str, Any] = {"source": origin, "overlap": None}
-    if origin == "self":
-        result["overlap"] = 0.0
-    elif {text.sha256 for text in texts} & set(said.get("sha256", [])):
-        result["overlap"] = 1.0
-    elif isinstance(said.get("sketch"), str):
-        content = "\n".join(text.content for text in texts)
-        result["overlap"] = round(overlap.shared(said["sketch"], content), 4)
-    return result
+    said = [provenance.get("calibration") or {}, provenance.get("heal") or {}]
+    origins = dict.fromkeys(str(one.get("source", "unknown")) for one in said if one)
+    found = [_seen(one, texts) for one in said[: 2 if said[1] else 1]]
+    known = [share for share in found if share is not None]
+    # One that is in the text is bad enough; none is only known of both.
+    unknown = len(known) < len(found) and not any(known)
+    return {"source": ", ".join(origins) or "unknown", "overlap": None if unknown else max(known)}
+
+
+def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
+    if said.get("source") == "self":
+        return 0.0
+    if {text.sha256 for text in texts} & set(said.get("sha256", [])):
+        return 1.0
+    if isinstance(said.get("sketch"), str):
+        return round(overlap.shared(said["sketch"], "\n".join(text.content for text in texts)), 4)
+    return None
 
 
 def warnings(

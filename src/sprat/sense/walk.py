@@ -85,6 +85,29 @@ class Walk:
         progress("hidden states", total, total)
         return out
 
+    def behind(self, ids: Tensor) -> Tensor:
+        """What leaves the last layer: (batch, context, width)."""
+        found: list[Tensor] = []
+
+        def keep(_: nn.Module, __: object, out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+            raise _Captured
+
+        hook = self.layers[-1].register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                self.model(input_ids=ids, use_cache=False)
+        except _Captured:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits (batch, context, vocabulary) of what left the last layer, without gradient; ids as for `tail`."""
+        with self._skipping(lambda: hidden), torch.no_grad():
+            return self.model(input_ids=ids, use_cache=False).logits
+
     def tail(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From behind the last layer to the logits, differentiable in the first of the returned tensors.
 

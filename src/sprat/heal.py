@@ -1,0 +1,215 @@
+"""`heal`: a `.sprat` trained towards the model that it was made from, within the bytes that it has.
+
+open  →  text  →  train  →  weigh  →  compare on held-out text  →  write what is better
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprat import __version__
+from sprat import job as jobs
+from sprat.coding import container
+from sprat.coding.artifact import Artifact
+from sprat.coding.container import Assembled
+from sprat.coding.tensors import Entry, Lattice
+from sprat.errors import SpratError
+from sprat.level.check import kl_between, rebuilt
+from sprat.methods.distil import Teacher
+from sprat.methods.heal import RESOLUTIONS, Scales
+from sprat.progress import Progress, silent
+from sprat.prove.overlap import sketch
+from sprat.recipe import Recipe
+from sprat.run.model import to_torch
+from sprat.sense.walk import working_dtype
+from sprat.sizes import Budget, parse_budget
+from sprat.source.load import Source, load
+from sprat.source.text import Calibration
+from sprat.training.checkpoint import Checkpoint
+from sprat.training.loop import Point, train
+from sprat.training.schedule import Schedule
+
+__all__ = ["HealResult", "heal"]
+
+#: Tokens that are learnt from, where the caller does not say.
+TOKENS = 32768
+#: Seconds between two checkpoints.
+CHECKPOINT_SECONDS = 120.0
+#: Hashes in the sketch of a heal text: each takes eight bytes of the file.
+SKETCH = 32
+
+
+@dataclass(frozen=True)
+class HealResult:
+    """What `heal` did. KL in nats a token on text that was not learnt from; sizes in bytes."""
+
+    path: Path
+    nbytes: int
+    before_nbytes: int
+    kl: float
+    before_kl: float
+    rejected: str
+    """Why healing was not kept: `path` is then the file that was given, byte for byte. Empty where it was kept."""
+    points: list[Point] = field(repr=False)
+    """The training, a point a step."""
+
+    @property
+    def kept(self) -> bool:
+        return not self.rejected
+
+
+def heal(
+    file: str | Path,
+    against: str | Path,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    contexts: int | None = None,
+    calibrate: str | Sequence[str] = "self",
+    tokens: int = TOKENS,
+    budget: str | Budget | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> HealResult:
+    """Train the free parameters of `file` towards the model `against`, from which it was made; write `out`.
+
+    minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
+    `tokens` of it are learnt from, and some contexts more compared on. budget: what `out` may weigh, by default what
+    `file` weighs. rate: of Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes
+    on from it. `out` is the better of the two on the text held out.
+
+    Raises SpratError where `file` was not made from `against`; RecipeError for no time.
+    """
+    file, out = Path(file), Path(out)
+    schedule = Schedule(rate or 1.0, steps=contexts, seconds=None if minutes is None else 60 * minutes)
+    if not out.parent.is_dir() or out.is_dir():
+        why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise SpratError(f"cannot write {out}: {why}")
+    with container.open(file) as artifact:
+        recipe = _recipe(artifact)
+        schedule = Schedule(rate or recipe.heal_rate, schedule.steps, schedule.seconds)
+        source = _original(artifact, against, progress)
+        size = _size(artifact, source, budget)
+        texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
+        text = jobs.calibration(
+            source, texts, tokens + recipe.held_out * recipe.context, recipe, seed, progress
+        )
+        learning, held_out = torch.as_tensor(text.ids).split(
+            [len(text.ids) - recipe.held_out, recipe.held_out]
+        )
+        entries = artifact.entries(torch.get_num_threads(), progress)
+        rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
+        before = kl_between(source.model, rounded, held_out)
+        learner = Scales(Teacher(source.model), rounded, entries, _lattices(entries))
+        key = {
+            "file": artifact.digest,
+            "model": source.hash,
+            "schedule": str(schedule),
+            "seed": str(seed),
+            "text": text.hash,
+            "version": __version__,
+        }
+        points = train(
+            learner,
+            learning,
+            schedule,
+            seed=seed,
+            checkpoint=Checkpoint(checkpoint_path(out), key, CHECKPOINT_SECONDS),
+            resume=resume,
+            name="healing",
+            progress=progress,
+        )
+        changes = {"heal": _said(source, texts, text, learning, points)}
+        made, healed = _fitting(artifact, learner, changes, size)
+        after = before if made is None else kl_between(source.model, rebuilt(rounded, healed), held_out)
+    if made is not None and after < before:
+        made.save(out)
+        return HealResult(out, made.nbytes, artifact.nbytes, after, before, "", points)
+    if file.resolve() != out.resolve():
+        shutil.copyfile(file, out)
+    rejected = f"its KL was {after:.4f}" if made else f"it did not fit into {size:,} bytes"
+    return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
+
+
+def _fitting(
+    artifact: Artifact, learner: Scales, changes: dict[str, Any], size: int
+) -> tuple[Assembled | None, dict[str, Entry]]:
+    """The finest scales that make the file fit into `size` bytes; no file where none do."""
+    for resolution in RESOLUTIONS:
+        healed = learner.healed(resolution)
+        made = _assembled(artifact, healed, changes)
+        if made.nbytes <= size:
+            return made, healed
+    return None, {}
+
+
+def checkpoint_path(out: Path) -> Path:
+    """Where a run that ends in `out` is kept until then."""
+    return out.with_name(f"{out.name}.checkpoint")
+
+
+def _recipe(artifact: Artifact) -> Recipe:
+    """The recipe that the file was made by, as far as this version knows its fields."""
+    known = {f.name for f in fields(Recipe)}
+    return Recipe.from_dict({name: value for name, value in artifact.recipe.items() if name in known})
+
+
+def _original(artifact: Artifact, against: str | Path, progress: Progress) -> Source:
+    progress("loading the model", 0, 1)
+    source = load(against, dtype=working_dtype())
+    progress("loading the model", 1, 1)
+    made_from = artifact.provenance.get("model_sha256")
+    if made_from != source.hash:
+        name = artifact.provenance.get("model", "a model that it does not name")
+        raise SpratError(
+            f"{artifact.path.name} was made from {name} (SHA-256 {str(made_from)[:12]}…), not from {source.name} "
+            f"({source.hash[:12]}…): healing needs the very model"
+        )
+    return source
+
+
+def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> int:
+    if budget is None:
+        return artifact.nbytes
+    parsed = parse_budget(budget) if isinstance(budget, str) else budget
+    return parsed.bytes(source.original_bytes, source.original_bytes // 2)
+
+
+def _lattices(entries: dict[str, Entry]) -> list[str]:
+    return [name for name, entry in entries.items() if isinstance(entry.tensor, Lattice)]
+
+
+def _said(
+    source: Source, texts: list[str], text: Calibration, learning: torch.Tensor, points: list[Point]
+) -> dict[str, Any]:
+    """What the file's provenance says of its healing, as `Job.provenance` does of its calibration."""
+    own = texts == ["self"]
+    said: dict[str, Any] = {
+        "source": "self" if own else text.description,
+        "tokens": learning.numel(),
+        "contexts": points[-1].contexts,
+    }
+    if not own:
+        words = str(source.tokenizer.decode(learning.flatten()))
+        said |= {"sha256": list(text.text_hashes), "sketch": sketch(words, SKETCH)}
+    return said
+
+
+def _assembled(artifact: Artifact, entries: dict[str, Entry], said: dict[str, Any]) -> Assembled:
+    """The artifact with other entries, and what is said of them."""
+    return container.assemble(
+        config=artifact.config,
+        entries=entries,
+        recipe=artifact.recipe,
+        provenance={**artifact.provenance, **said},
+        file_extra={name: artifact.file(name) for name in artifact.files},
+        threads=torch.get_num_threads(),
+    )

@@ -1,0 +1,95 @@
+"""The planner beside exhaustive search: what predictions promise is tried, the water level always."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sprat.errors import RecipeError
+from sprat.level.planner import MARGIN, Candidate, Tried, candidates, choose
+from sprat.recipe import Recipe
+
+
+def named(name: str) -> Candidate:
+    return Candidate(name, Recipe())
+
+
+def world(truth: dict[str, float], predicted: dict[str, float]):
+    """predict and attempt for candidates whose KL is known, and the list of those that were tried."""
+    tried: list[str] = []
+
+    def attempt(candidate: Candidate) -> Tried[str]:
+        tried.append(candidate.name)
+        return Tried(truth[candidate.name], 100, candidate.name)
+
+    return tried, lambda candidate, _: predicted[candidate.name], attempt
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0.01, 2), min_size=1, max_size=6), st.integers(0, 6))
+def test_with_true_predictions_it_finds_what_exhaustive_search_finds(values: list[float], tries: int) -> None:
+    truth = {str(i): kl for i, kl in enumerate(values)}
+    plain, *others = map(named, truth)
+    tried, predict, attempt = world(truth, truth)
+    best, rows = choose(plain, others, predict, attempt, tries)
+    exhaustive = min(truth.values())
+    assert best.kl == (exhaustive if tries else truth["0"])
+    assert tried[0] == "0" and len(tried) <= 1 + tries
+    assert [r.name for r in rows] == list(truth) and [r.verdict for r in rows].count("chosen") == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_with_wrong_predictions_it_is_never_worse_than_the_water_level(data: st.DataObject) -> None:
+    names = [str(i) for i in range(5)]
+    number = st.floats(0.001, 10)
+    truth, predicted = ({n: data.draw(number) for n in names} for _ in range(2))
+    tried, predict, attempt = world(truth, predicted)
+    best, rows = choose(named("0"), [named(n) for n in names[1:]], predict, attempt, 2)
+    assert best.kl == min(truth[n] for n in tried) <= truth["0"]
+    for row in rows[1:]:
+        assert (row.measured_kl is not None) == (row.name in tried)
+        hopeful = predicted[row.name] < MARGIN * truth["0"]
+        assert hopeful or row.name not in tried
+        if row.name not in tried and row.verdict.endswith("promised more"):
+            assert predicted[row.name] >= max(predicted[n] for n in tried[1:])
+
+
+def test_what_a_model_does_not_allow_is_said_and_left() -> None:
+    def predict(candidate: Candidate, _: Tried[str]) -> float:
+        if candidate.name == "a":
+            raise RecipeError("no such part")
+        return 0.1
+
+    def attempt(candidate: Candidate) -> Tried[str]:
+        if candidate.name == "b":
+            raise RecipeError("statistics lie")
+        return Tried(1.0, 5, candidate.name)
+
+    best, rows = choose(named("plain"), [named("a"), named("b")], predict, attempt)
+    assert best.result == "plain"
+    assert [r.verdict for r in rows] == [
+        "chosen",
+        "not possible: no such part",
+        "tried, not possible: statistics lie",
+    ]
+    with pytest.raises(RecipeError, match="statistics lie"):  # without the water level there is no result
+        choose(named("b"), [], predict, attempt)
+
+
+def test_candidates_keep_what_the_recipe_sets() -> None:
+    found = candidates(Recipe(method="auto"), 30)
+    assert found[0].recipe == Recipe() and len({c.name for c in found}) == len(
+        {c.recipe for c in found}
+    ) == len(found)
+    assert [c.recipe.remove_layers for c in found if c.recipe.remove_layers] == [1, 3, 6]
+    own = candidates(Recipe(method="auto", remove_layers=2, ffn=0.5, sparsity="1:4", trellis=8), 30)
+    assert (
+        all((c.recipe.remove_layers, c.recipe.ffn, c.recipe.trellis) == (2, 0.5, 8) for c in own)
+        and own[0].recipe.sparsity == "1:4"
+    )
+    for few, many in itertools.pairwise(len(candidates(Recipe(method="auto"), n)) for n in (2, 30)):
+        assert few <= many

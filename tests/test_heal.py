@@ -1,0 +1,182 @@
+"""`sprat heal`, from file to file: better and no larger, or the file that was given; stopped and gone on with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import sprat.heal as healing
+from sprat.cli.main import main
+from sprat.coding import container
+from sprat.coding.tensors import Lattice
+from sprat.errors import RecipeError, SpratError
+from sprat.heal import checkpoint_path, heal
+from sprat.prove.honesty import calibration_overlap
+from sprat.prove.text import read
+from sprat.source.load import load
+from tiny_model import SENTENCES, save_model, write_file
+
+OPTIONS = {"contexts": 40, "tokens": 1024, "rate": 0.01}
+
+
+def rounded(folder, path, steps):
+    provenance = {"model": "tiny", "model_sha256": load(folder).hash, "calibration": {"source": "self"}}
+    return write_file(folder, path, steps, provenance, {"context": 64, "held_out": 8})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(original, a coarse file made from it, a text)."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("heal")
+    folder = save_model(root / "original")
+    file = rounded(folder, root / "coarse.sprat", 2)
+    text = root / "text.txt"
+    words = SENTENCES.split()
+    order = np.random.default_rng(0).integers(0, len(words), 4000)
+    text.write_text(" ".join(words[i] for i in order))
+    return folder, file, text
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch, made):
+    monkeypatch.setenv("SPRAT_CACHE", str(made[1].parent / "cache"))
+
+
+def test_better_and_no_larger(made, tmp_path):
+    folder, file, _ = made
+    result = heal(file, folder, tmp_path / "out.sprat", budget="100%", **OPTIONS)
+    assert result.kept
+    assert result.kl < 0.95 * result.before_kl
+    assert result.points[-1].contexts == 40
+    with container.open(file) as before, container.open(result.path) as after:
+        assert after.config == before.config
+        assert after.recipe == before.recipe
+        assert after.provenance["heal"]["source"] == "self"
+        assert after.provenance["heal"]["contexts"] == 40
+        for name, entry in before.entries().items():
+            if isinstance(entry.tensor, Lattice):
+                assert np.array_equal(entry.tensor.q, after.entry(name).tensor.q)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.sprat"]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.999])
+def test_never_above_the_budget(made, tmp_path, share):
+    """At the file's own size scales get coarser; just below it nothing helps, and the file stays what it is."""
+    folder, file, _ = made
+    size = file.stat().st_size
+    result = heal(file, folder, tmp_path / "out.sprat", budget=f"{int(size * share)}", **OPTIONS)
+    if result.kept:
+        assert result.path.stat().st_size <= size * share
+        assert result.kl < result.before_kl
+    else:
+        assert result.path.read_bytes() == file.read_bytes()
+        assert result.kl == result.before_kl
+
+
+def test_a_heal_that_does_not_help_is_not_kept(made, tmp_path):
+    folder = made[0]
+    file = rounded(folder, tmp_path / "fine.sprat", 500)
+    result = heal(file, folder, tmp_path / "out.sprat", contexts=8, tokens=512, rate=0.1, budget="1MB")
+    assert not result.kept
+    assert "its KL was" in result.rejected
+    assert result.path.read_bytes() == file.read_bytes()
+
+
+def test_the_same_arguments_give_the_same_file(made, tmp_path):
+    folder, file, _ = made
+    files = [heal(file, folder, tmp_path / f"{i}.sprat", budget="100%", **OPTIONS).path for i in range(2)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch):
+    folder, file, _ = made
+    whole = heal(file, folder, tmp_path / "whole.sprat", budget="100%", **OPTIONS).path
+
+    class Stopped(healing.Scales):
+        steps = 0
+
+        def step(self, rate):
+            self.steps += 1
+            if self.steps == 17:
+                raise KeyboardInterrupt
+            super().step(rate)
+
+    monkeypatch.setattr(healing, "CHECKPOINT_SECONDS", 0.0)
+    out = tmp_path / "out.sprat"
+    with monkeypatch.context() as patch:
+        patch.setattr(healing, "Scales", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            heal(file, folder, out, budget="100%", **OPTIONS)
+    assert checkpoint_path(out).is_file()
+    assert not out.exists()
+    with pytest.raises(SpratError, match="of another run: its seed is 0, this one's 1"):
+        heal(file, folder, out, budget="100%", **OPTIONS, resume=True, seed=1)
+    heal(file, folder, out, budget="100%", **OPTIONS, resume=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not checkpoint_path(out).exists()
+
+
+def test_prove_can_tell_a_heal_text(made, tmp_path):
+    folder, file, text = made
+    result = heal(file, folder, tmp_path / "out.sprat", calibrate=str(text), budget="100%", **OPTIONS)
+    assert result.kept
+    with container.open(result.path) as artifact:
+        provenance = artifact.provenance
+    assert calibration_overlap(provenance, [read(text)]) == {"source": "self, text.txt", "overlap": 1.0}
+    copied = tmp_path / "copied.txt"
+    copied.write_text(text.read_text()[:-20])
+    assert calibration_overlap(provenance, [read(copied)])["overlap"] > 0.5
+    other = tmp_path / "other.txt"
+    other.write_text("entirely different words that nobody has ever put into this very order before now")
+    assert calibration_overlap(provenance, [read(other)])["overlap"] == 0
+    unknown = {**provenance, "calibration": {"source": "hub:something"}}
+    assert calibration_overlap(unknown, [read(other)])["overlap"] is None
+    assert calibration_overlap(unknown, [read(text)])["overlap"] == 1.0
+
+
+def test_refusals(made, tmp_path):
+    folder, file, _ = made
+    stranger = save_model(tmp_path / "stranger", seed=1)
+    with pytest.raises(SpratError, match=r"was made from tiny .* not from stranger .* needs the very model"):
+        heal(file, stranger, tmp_path / "out.sprat", contexts=1)
+    with pytest.raises(RecipeError, match="one of the two"):
+        heal(file, folder, tmp_path / "out.sprat")
+    with pytest.raises(RecipeError, match="more than 0 seconds"):
+        heal(file, folder, tmp_path / "out.sprat", minutes=-1)
+    with pytest.raises(SpratError, match="there is no folder"):
+        heal(file, folder, tmp_path / "nowhere" / "out.sprat", contexts=1)
+    with pytest.raises(SpratError, match="no checkpoint"):
+        heal(file, folder, tmp_path / "out.sprat", resume=True, **OPTIONS)
+
+
+def test_the_command(made, tmp_path, capfd):
+    folder, file, _ = made
+    out = tmp_path / "out.sprat"
+    common = ["heal", str(file), "--against", str(folder), "-o", str(out), "--budget", "100%"]
+    text = ["--tokens", "1024", "--rate", "0.01"]
+    assert main([*common, "--contexts", "40", *text]) == 0
+    said = capfd.readouterr()
+    assert "measured KL" in said.out
+    assert "before)" in said.out
+    assert "trained       40 contexts" in said.out
+    assert main([*common, "--minutes", "0", *text]) == 2
+    assert "'0' is no number of minutes above 0" in capfd.readouterr().err
+    common[-1] = f"{file.stat().st_size - 1}"
+    assert main([*common, "--contexts", "1", "--tokens", "1024", "--rate", "1e-9"]) == 0
+    assert "it was not kept" in capfd.readouterr().err
+    assert out.read_bytes() == file.read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(made, tmp_path, capfd, monkeypatch):
+    folder, file, _ = made
+    out = tmp_path / "out.sprat"
+
+    def stopped(*_, **__):
+        checkpoint_path(out).write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(healing, "heal", stopped)
+    assert main(["heal", str(file), "--against", str(folder), "-o", str(out), "--contexts", "4"]) == 130
+    assert "the same command with --resume goes on from it" in capfd.readouterr().err
