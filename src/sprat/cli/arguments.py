@@ -171,7 +171,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="how the layers' maps get their values: waterlevel (default), ternary or binary",
+        help="how the layers' maps get their values: waterlevel (default), ternary, binary, lowrank "
+        "(--set rank=N), or auto: combinations tried on held-out text, and the best kept",
     )
     parser.add_argument(
         "--sparsity",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import (
@@ -18,12 +19,16 @@ from sprat.cli.arguments import (
 from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
+if TYPE_CHECKING:
+    from sprat.fit import FitResult
+
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
   sprat fit ./my-model --budget 40% --calibrate notes.txt -o mine.sprat
   sprat fit model.gguf --budget 3.2bpw --seed 7 -o model.sprat
   sprat fit smollm2-135m --ram 80MB --context 1024 -o phone.sprat
-  sprat fit smollm2-135m --budget 50MB --sparsity 2:4 -o half.sprat"""
+  sprat fit smollm2-135m --budget 50MB --sparsity 2:4 -o half.sprat
+  sprat fit smollm2-135m --budget 30MB --method auto -o best.sprat"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +91,22 @@ def execute(arguments: argparse.Namespace) -> None:
     rows.append(("time", f"{sum(result.seconds.values()):.0f} s ({stages})"))
     for name, value in rows:
         terminal.out().print(f"{name:<13} {value}", markup=False, soft_wrap=True)
+    if result.considered:
+        terminal.out().print(
+            terminal.table(("considered", "predicted KL", "measured", ""), _considered(result))
+        )
     for warning in result.warnings:
         terminal.note(warning)
+
+
+def _considered(result: FitResult) -> list[tuple[str, str, str, str]]:
+    def figure(kl: float | None) -> str:
+        return "" if kl is None else f"{kl:.4f}"
+
+    return [
+        (row.name, figure(row.predicted_kl), figure(row.measured_kl), row.verdict)
+        for row in result.considered
+    ]
 
 
 def _memory(nbytes: int | None, arguments: argparse.Namespace) -> list[tuple[str, str]]:

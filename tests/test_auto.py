@@ -1,0 +1,63 @@
+"""`method = "auto"` on the tiny model: what was considered, what was kept, how the command tells it."""
+
+from __future__ import annotations
+
+import pytest
+
+import sprat
+from sprat.cli.main import main
+from sprat.recipe import Recipe
+
+RECIPE = Recipe(method="auto", context=64, tokens=2048, heal=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPRAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("limits", [{"budget": "24000"}, {"budget": "40000", "ram": "90kB"}])
+def test_the_best_of_what_was_tried_is_written(tiny, tmp_path, limits):
+    out = tmp_path / "auto.sprat"
+    stages = []
+    result = sprat.fit(
+        tiny.folder,
+        limits["budget"],
+        out,
+        recipe=RECIPE,
+        ram=limits.get("ram"),
+        context=64,
+        progress=lambda name, *_: stages.append(name),
+    )
+    plain, *others = result.considered
+    assert plain.name == "water level" and plain.measured_kl is not None
+    tried = [row for row in result.considered if row.measured_kl is not None]
+    (chosen,) = [row for row in result.considered if row.verdict == "chosen"]
+    assert result.measured_kl == chosen.measured_kl == min(row.measured_kl for row in tried)
+    assert len(tried) <= 3 and all(row.predicted_kl is not None for row in others if row in tried)
+    assert result.nbytes <= int(limits["budget"]) and out.stat().st_size == result.nbytes
+    with sprat.open(out) as artifact:
+        artifact.verify()
+        assert artifact.recipe["method"] != "auto"
+    assert "rounding" in stages and sum(result.seconds.values()) > 0
+    # The water level alone is what a plain fit gives.
+    alone = sprat.fit(
+        tiny.folder,
+        limits["budget"],
+        tmp_path / "plain.sprat",
+        recipe=Recipe(**{**RECIPE.to_dict(), "method": "waterlevel"}),
+        ram=limits.get("ram"),
+        context=64,
+    )
+    assert alone.measured_kl == plain.measured_kl >= result.measured_kl
+
+
+def test_the_command_prints_what_it_considered(tiny, tmp_path, capfd):
+    out = tmp_path / "auto.sprat"
+    settings = ["--set", "context=64", "--set", "tokens=2048", "--set", "heal=0"]
+    main(["fit", str(tiny.folder), "--budget", "24000", "--method", "auto", "-o", str(out), *settings])
+    said = capfd.readouterr().out
+    assert "water level" in said and "chosen" in said and "zeros forced, 2:4" in said
+    main(["plan", str(tiny.folder), "--budget", "24000", *settings, "--set", 'method="auto"'])
