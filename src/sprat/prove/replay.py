@@ -89,7 +89,7 @@ def replay(
             f"record's {said['against']['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
         )
     options = {f.name: getattr(settings, f.name) for f in fields(Settings)}
-    proof = prove(where, source, sources, progress=progress, **options)
+    proof = prove(where, source, sources, progress=progress, loaded=True, **options)
     same = proof.file["sha256"] == said["file"]["sha256"]
     now = flatten(proof.to_json())
     rows = [
