@@ -13,6 +13,7 @@ from sprat.errors import ProofError
 from sprat.folders import write_whole
 from sprat.progress import Progress, silent
 from sprat.prove import cost, honesty
+from sprat.prove import peers as others
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.intervals import Estimate
@@ -44,6 +45,7 @@ class Proof:
     layers: list[dict[str, Any]] | None
     generations: dict[str, Any] | None
     tasks: list[dict[str, Any]] | None
+    peers: list[dict[str, Any]] | None
     cost: dict[str, Any]
     ledger: list[dict[str, Any]]
     calibration: dict[str, Any]
@@ -86,6 +88,7 @@ def prove(
     speed: bool = False,
     tasks: Sequence[str] = (),
     items: int | None = None,
+    peers: Sequence[str | Path] = (),
     loaded: bool = False,
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`, or several.
@@ -98,7 +101,8 @@ def prove(
     layers: also measure each layer alone. generations: let both models continue that many pieces of the text.
     speed: also measure, in a process of its own, what running the file takes here. tasks, items: questions for both
     models, as `sprat.prove.tasks.run.run_tasks` takes them.
-    loaded: a model that is handed in is as `original` gives it, so that its answers to tasks may be remembered.
+    peers: records of other files of that model on that text (`sprat.prove.peers.read`), for the report's picture.
+    loaded: a model that is handed in is as `original` gives it, so that what it says may be remembered.
     Raises `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
@@ -111,6 +115,7 @@ def prove(
         tokens, context, skip, dtype, seed, resamples, layers, generations, speed, tuple(tasks), items
     )
     questions = read_tasks(settings.tasks, items)
+    records = others.read(peers)
     names = [text] if isinstance(text, str | Path) else list(text)
     sample = [texts.read(name) for name in names]
     artifact = open_artifact(Path(file))
@@ -119,10 +124,12 @@ def prove(
     progress("opening the original", 0, 1)
     named = isinstance(against, str | Path)
     source = original(against, dtype) if named else against
-    found = _measured(artifact, tokenizer, source, sample, contexts, settings, progress, named)
+    known = named or loaded  # another model may hold other weights than its hash says
+    read = texts.described(sample)
+    points = records.points(source.hash, read["sha256"])
+    found = _measured(artifact, tokenizer, source, sample, contexts, settings, progress, known)
     answers = None
     if settings.tasks:
-        known = named or loaded  # another model may hold other weights than its hash says
         answers = run_tasks(source, artifact, questions, seed=seed, remember=known, progress=progress)
     spent, failed = _cost(file, source.original_bytes, speed, progress)
     seen = honesty.calibration_overlap(artifact.provenance, sample)
@@ -130,7 +137,7 @@ def prove(
     return Proof(
         file=_file(file, artifact),
         against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
-        text=texts.described(sample),
+        text=read,
         settings=settings.to_json() | _as_found(contexts, found),
         metrics=found.metrics,
         positions=found.positions,
@@ -138,6 +145,7 @@ def prove(
         layers=found.layers,
         generations=found.generations,
         tasks=answers,
+        peers=points or None,
         cost=spent,
         ledger=_ledger(artifact),
         calibration=seen,
@@ -158,9 +166,9 @@ def _measured(
     contexts: texts.Contexts,
     settings: Settings,
     progress: Progress,
-    named: bool,
+    known: bool,
 ) -> Figures:
-    """Both models on the contexts, the file unpacked for as long as that takes; named: the original's predictions
+    """Both models on the contexts, the file unpacked for as long as that takes; known: the original's predictions
     may be remembered."""
     from sprat.prove.figures import measure
     from sprat.prove.remembered import remember
@@ -168,8 +176,8 @@ def _measured(
     from sprat.run.tokenizer import TextTokenizer
 
     theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
-    known = named and not honesty.different_tokens(tokenizer, theirs, sample)
-    remembered = remember(source.model, source.hash, contexts, progress) if known else None
+    kept = known and not honesty.different_tokens(tokenizer, theirs, sample)
+    remembered = remember(source.model, source.hash, contexts, progress) if kept else None
     progress("opening the file", 0, 1)
     compressed = to_torch(artifact, settings.dtype)
     return measure(
