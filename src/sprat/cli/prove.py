@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_evaluation, seed, whole
@@ -148,10 +148,7 @@ def _replay(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         again.proof.save(arguments.report)
     if arguments.json:
-        rows: list[dict[str, Any]] = [vars(row) | {"verdict": row.verdict} for row in again.rows]
-        terminal.write_json(
-            {"schema": "sprat.replay/1", "holds": again.holds, "same_file": again.same_file, "figures": rows}
-        )
+        terminal.write_json(again.to_json())
     else:
         _show_replay(again)
     for warning in again.proof.warnings:
@@ -176,11 +173,7 @@ def _show_replay(again: Replay) -> None:
         terminal.note(
             "the file is not the record's, byte for byte: only figures with an interval were compared"
         )
-    count = {verdict: sum(row.verdict == verdict for row in again.rows) for verdict in ("same", "within")}
-    rest = len(again.rows) - sum(count.values())
-    terminal.out().print(
-        f"{len(again.rows)} figures: {count['same']} same, {count['within']} within their intervals, {rest} different"
-    )
+    terminal.out().print(again.summary())
 
 
 def _show(proof: Proof) -> None:

@@ -56,6 +56,21 @@ class Replay:
     def holds(self) -> bool:
         return all(row.verdict in ("same", "within") for row in self.rows)
 
+    def summary(self) -> str:
+        """How many figures are what."""
+        count = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in ("same", "within")}
+        rest = len(self.rows) - sum(count.values())
+        return (
+            f"{len(self.rows)} figures: {count['same']} same, {count['within']} within their intervals, "
+            f"{rest} different"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, schema `sprat.replay/1`."""
+        figures = [vars(row) | {"verdict": row.verdict} for row in self.rows]
+        said = {"holds": self.holds, "same_file": self.same_file, "figures": figures}
+        return {"schema": "sprat.replay/1"} | said
+
 
 def replay(
     record: str | Path,
@@ -119,7 +134,7 @@ def load(record: str | Path) -> dict[str, Any]:
         )
     if schema != SCHEMA:
         raise ProofError(
-            f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}"
+            f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}{_made_by(said)}"
         )
     lacks = [part for part in ("file", "against", "text", "settings", "metrics") if part not in said]
     lacks += [name for name in ("tokens", "context", "skip") if not lacks and name not in said["settings"]]
@@ -148,6 +163,13 @@ def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, figure in found.items()
         if figure is not None
     }
+
+
+def _made_by(said: Any) -> str:
+    """The commands that a record of another kind says it was made with."""
+    runs = said.get("commands", [said]) if isinstance(said, dict) else []
+    commands = [run["command"] for run in runs if isinstance(run, dict) and "command" in run]
+    return ". It was made by\n" + "\n".join(f"  {command}" for command in commands) if commands else ""
 
 
 def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | Path | None) -> Path:
