@@ -16,11 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sprat.cli.terminal import bars
-from sprat.errors import SpratError
+from sprat.errors import SourceError, SpratError
 from sprat.folders import write_whole
 from sprat.progress import Progress
-from sprat.prove.proof import RESULT, SCHEMA
+from sprat.prove.proof import RESULT, SCHEMA, original
 from sprat.prove.replay import load, replay
+from sprat.source.load import Source
+
+#: (reference, type) -> the model: proofs of one model load it once
+Models = dict[tuple[str, str], Source]
 
 EXAMPLES = """\
 examples:
@@ -49,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no folder {options.files}")
     proofs, others = found(options.records)
     with fresh_cache() if options.fresh else contextlib.nullcontext(), bars() as progress:
-        worst = max([one(folder, options.files, options.write, progress) for folder in proofs], default=0)
+        models: Models = {}
+        worst = max(
+            [one(folder, options.files, models, options.write, progress) for folder in proofs], default=0
+        )
     for folder, said in others:
         print(f"{folder}: no proof. {said}")
     return worst
@@ -71,11 +78,15 @@ def found(places: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     return proofs, others
 
 
-def one(folder: Path, files: Path, write: bool, progress: Progress) -> int:
+def one(folder: Path, files: Path, models: Models, write: bool, progress: Progress) -> int:
     """Replay the proof in `folder` and say what came of it; the exit status that it asks for."""
     try:
         with contextlib.chdir(files):  # the record's paths are those of the folder that it was made in
-            again = replay(folder, progress=progress)
+            said = load(folder)
+            place = said["against"]["ref"], said["settings"]["dtype"]
+            with contextlib.suppress(SourceError):  # which replay says better
+                models[place] = models.get(place) or original(*place)
+            again = replay(folder, against=models.get(place), progress=progress)
     except SpratError as error:
         print(f"{folder}: could not be measured: {error}")
         return 2

@@ -8,13 +8,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprat.errors import ProofError, SourceError
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.prove.proof import RESULT, SCHEMA, Proof, original, prove
 from sprat.prove.settings import Settings
+
+if TYPE_CHECKING:
+    from sprat.source.load import Source
 
 #: Relative difference up to which a figure is the same: what another order of float32 sums makes of it.
 SAME = 1e-4
@@ -75,34 +78,23 @@ class Replay:
 def replay(
     record: str | Path,
     file: str | Path | None = None,
-    against: str | Path | None = None,
+    against: str | Path | Source | None = None,
     text: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Replay:
     """Measure the proof in the folder `record` again, with its settings.
 
-    file, against, text, tasks: where these lie now, if not where the record says. Raises `ProofError` where one is
-    missing, or where the text, the model or a task's file is not the record's.
+    file, against, text, tasks: where these lie now, if not where the record says; `against` may be the model itself, as
+    `sprat.prove.proof.original` gives it. Raises `ProofError` where one is missing, or where the text, the model or a
+    task's file is not the record's.
     """
     said = load(record)
     folder = Path(record) if Path(record).is_dir() else Path(record).parent
     where = _file(said, folder, record, file)
     sources = [str(place) for place in _same(_texts(said), folder, record, text, "text", "--text TEXT")]
     settings = replace(_settings(said), tasks=_tasks(said, folder, record, tasks), speed=False)
-    ref = str(against or said["against"]["ref"])
-    try:
-        source = original(ref, settings.dtype)
-    except SourceError as error:
-        raise ProofError(
-            f"the record's model {said['against']['name']} (hash {said['against']['hash'][:12]}…) is missing: {error}. "
-            f"Say where it is: {_hint(record)} --against MODEL"
-        ) from error
-    if source.hash != said["against"]["hash"]:
-        raise ProofError(
-            f"{ref} is not the record's model {said['against']['name']}: its hash is {source.hash[:12]}…, the "
-            f"record's {said['against']['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
-        )
+    source = _original(said, against, settings.dtype, record)
     options = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     proof = prove(where, source, sources, progress=progress, loaded=True, **options)
     same = proof.file["sha256"] == said["file"]["sha256"]
@@ -184,6 +176,26 @@ def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | P
             f"{said['against']['ref']} with the record's recipe: {recipe}"
         )
     return found
+
+
+def _original(
+    said: dict[str, Any], given: str | Path | Source | None, dtype: str, record: str | Path
+) -> Source:
+    """The record's model; `ProofError` where it is missing or another."""
+    wanted = said["against"]
+    try:
+        source = original(given or wanted["ref"], dtype) if isinstance(given, str | Path | None) else given
+    except SourceError as error:
+        raise ProofError(
+            f"the record's model {wanted['name']} (hash {wanted['hash'][:12]}…) is missing: {error}. "
+            f"Say where it is: {_hint(record)} --against MODEL"
+        ) from error
+    if source.hash != wanted["hash"]:
+        raise ProofError(
+            f"{source.ref} is not the record's model {wanted['name']}: its hash is {source.hash[:12]}…, the "
+            f"record's {wanted['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
+        )
+    return source
 
 
 def _settings(said: dict[str, Any]) -> Settings:
