@@ -58,12 +58,10 @@ def sweep(
     Raises SpratError where `folder` holds a sweep of something else.
     """
     folder, wanted = Path(folder), [parse_budget(b) if isinstance(b, str) else b for b in budgets]
-    given = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-    recipe = recipe or Recipe()
     settings: dict[str, Any] = {
-        "calibrate": given,
+        "calibrate": [calibrate] if isinstance(calibrate, str) else list(calibrate),
         "seed": seed,
-        "recipe": recipe.to_dict(),
+        "recipe": (recipe or Recipe()).to_dict(),
         "tokens": tokens,
         "context": context,
         "dtype": dtype,
@@ -77,25 +75,12 @@ def sweep(
     rows = {row["budget"]: row for row in result["rows"]}
     missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
     if missing or not result["curve"]:
-        job = jobs.start(model, given, seed, recipe, progress)
-        result["model"] = _model(job, result)
-        jobs.sense(job, seed)
-        spreads = jobs.spreads(job)
-        for budget in missing:
-            row = _fitted(job, spreads, budget, folder)
-            result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
-            _save(folder, result)
-        result["curve"] = _predicted(job, spreads, [r["bytes"] for r in result["rows"] if "bytes" in r])
-        _save(folder, result)
-        del job, spreads  # the measurements need its memory
+        job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress)
+        _fit(result, job, missing, folder)
+        del job  # the measurements need its memory
+    if text is not None:
+        _measure(result, folder, model, text, progress)
     for row in result["rows"]:
-        if text is not None and "bytes" in row and "metrics" not in row:
-            proof = prove(
-                folder / row["file"], model, text, tokens, context, seed, progress, dtype=dtype
-            ).to_json()
-            row |= {"metrics": proof["metrics"], "scored_tokens": proof["settings"]["scored_tokens"]}
-            row["warnings"] += proof["warnings"]
-            _save(folder, result)
         if not keep and "file" in row:
             (folder / row.pop("file")).unlink(missing_ok=True)
     result["knee"] = quality.knee(
@@ -107,6 +92,32 @@ def sweep(
         write_whole(folder / "curve.svg", quality.chart(result).svg())
         write_whole(folder / "README.md", quality.readme(result))
     return result
+
+
+def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Path) -> None:
+    """The rows of the budgets that are missing, each written as soon as it is known, and the curve of all."""
+    result["model"] = _model(job, result)
+    jobs.sense(job, result["settings"]["seed"])
+    spreads = jobs.spreads(job)
+    for budget in missing:
+        row = _fitted(job, spreads, budget, folder)
+        result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
+        _save(folder, result)
+    result["curve"] = _predicted(job, spreads, [r["bytes"] for r in result["rows"] if "bytes" in r])
+    _save(folder, result)
+
+
+def _measure(
+    result: dict[str, Any], folder: Path, model: str | Path, text: str | Path, progress: Progress
+) -> None:
+    """Prove on the text what is not proven yet, by the result's own settings."""
+    how = {name: result["settings"][name] for name in ("tokens", "context", "seed", "dtype")}
+    for row in result["rows"]:
+        if "bytes" in row and "metrics" not in row:
+            proof = prove(folder / row["file"], model, text, progress=progress, **how).to_json()
+            row |= {"metrics": proof["metrics"], "scored_tokens": proof["settings"]["scored_tokens"]}
+            row["warnings"] += proof["warnings"]
+            _save(folder, result)
 
 
 def _fitted(job: Job, spreads: list[predict.Spread], budget: Budget, folder: Path) -> dict[str, Any]:

@@ -179,7 +179,15 @@ def test_another_text_or_model_is_refused(record, tmp_path):
     [
         ("{", "is no JSON"),
         ("[]", "its schema is None"),
-        ('{"schema": "sprat.proof/1"}', "its schema is 'sprat.proof/1', not 'sprat.proof/2'"),
+        ('{"schema": "sprat.proof/1"}', "its schema is 'sprat.proof/1', not 'sprat.proof/2'$"),
+        (
+            '{"schema": "sprat.sweep/1", "command": "sprat sweep x"}',
+            "not 'sprat.proof/2'. It was made by\n  sprat sweep x$",
+        ),
+        (
+            '{"schema": "other/1", "commands": [{"command": "a"}, {"command": "b"}, 3]}',
+            "It was made by\n  a\n  b$",
+        ),
         (
             json.dumps({"schema": SCHEMA, "file": {}, "against": {}, "text": {}, "settings": {}}),
             "lacks 'metrics'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_evaluation, seed, whole
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUMMARY = "Measure what a .sprat file lost against its original, each figure with an interval."
 EXAMPLES = """  sprat prove smol.sprat --against smollm2-135m --text held-out.txt
   sprat prove smol.sprat --against smollm2-135m --text held-out.txt --layers --report proof
+  sprat prove smol.sprat --against smollm2-135m --text held-out.txt --report proof --peers records/quality
   sprat prove --replay proof
   sprat prove smol.sprat --against ./model --text held-out.txt --tokens 100000 --json > proof.json
   sprat prove big.sprat --against ./big --text held-out.txt --dtype bfloat16"""
@@ -49,6 +50,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="measure the proof in DIR again and say which figures hold; FILE, --against and --text say where "
         "these lie now. Exit status 1 where a figure differs",
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="RECORD",
+        type=Path,
+        action="extend",
+        nargs="+",
+        help="draw other files into the report: records (a folder, or its result.json) of `sprat prove`, "
+        "`sprat compare`, bench.quality or bench.llamacpp of the same model on the same text",
     )
     add_evaluation(parser)
     parser.add_argument(
@@ -109,6 +119,7 @@ def execute(arguments: argparse.Namespace) -> None:
             speed=not arguments.no_speed,
             tasks=arguments.tasks or (),
             items=arguments.items,
+            peers=arguments.peers or (),
             progress=progress,
         )
     if arguments.report is not None:
@@ -137,10 +148,7 @@ def _replay(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         again.proof.save(arguments.report)
     if arguments.json:
-        rows: list[dict[str, Any]] = [vars(row) | {"verdict": row.verdict} for row in again.rows]
-        terminal.write_json(
-            {"schema": "sprat.replay/1", "holds": again.holds, "same_file": again.same_file, "figures": rows}
-        )
+        terminal.write_json(again.to_json())
     else:
         _show_replay(again)
     for warning in again.proof.warnings:
@@ -165,11 +173,7 @@ def _show_replay(again: Replay) -> None:
         terminal.note(
             "the file is not the record's, byte for byte: only figures with an interval were compared"
         )
-    count = {verdict: sum(row.verdict == verdict for row in again.rows) for verdict in ("same", "within")}
-    rest = len(again.rows) - sum(count.values())
-    terminal.out().print(
-        f"{len(again.rows)} figures: {count['same']} same, {count['within']} within their intervals, {rest} different"
-    )
+    terminal.out().print(again.summary())
 
 
 def _show(proof: Proof) -> None:

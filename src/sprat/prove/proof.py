@@ -13,6 +13,7 @@ from sprat.errors import ProofError
 from sprat.folders import write_whole
 from sprat.progress import Progress, silent
 from sprat.prove import cost, honesty
+from sprat.prove import peers as others
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.intervals import Estimate
@@ -20,6 +21,9 @@ from sprat.prove.metrics import Metrics
 from sprat.prove.settings import Settings
 
 if TYPE_CHECKING:
+    from sprat.coding.container import Artifact
+    from sprat.prove.figures import Figures
+    from sprat.run.tokenizer import TextTokenizer
     from sprat.source.load import Source
 
 SCHEMA = "sprat.proof/2"
@@ -41,6 +45,7 @@ class Proof:
     layers: list[dict[str, Any]] | None
     generations: dict[str, Any] | None
     tasks: list[dict[str, Any]] | None
+    peers: list[dict[str, Any]] | None
     cost: dict[str, Any]
     ledger: list[dict[str, Any]]
     calibration: dict[str, Any]
@@ -83,6 +88,8 @@ def prove(
     speed: bool = False,
     tasks: Sequence[str] = (),
     items: int | None = None,
+    peers: Sequence[str | Path] = (),
+    loaded: bool = False,
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`, or several.
 
@@ -94,15 +101,13 @@ def prove(
     layers: also measure each layer alone. generations: let both models continue that many pieces of the text.
     speed: also measure, in a process of its own, what running the file takes here. tasks, items: questions for both
     models, as `sprat.prove.tasks.run.run_tasks` takes them.
+    peers: records of other files of that model on that text (`sprat.prove.peers.read`), for the report's picture.
+    loaded: a model that is handed in is as `original` gives it, so that what it says may be remembered.
     Raises `ProofError` where the two cannot be compared or the text cannot serve.
     """
     from sprat.coding.container import open as open_artifact
-    from sprat.coding.parts import by_kind, parts
-    from sprat.prove.figures import measure
-    from sprat.prove.remembered import remember
     from sprat.prove.tasks.run import read_tasks, run_tasks
-    from sprat.run.model import to_torch
-    from sprat.run.tokenizer import TextTokenizer, open_tokenizer
+    from sprat.run.tokenizer import open_tokenizer
 
     started = time.perf_counter()
     tokens, skip = 40 * context if tokens is None else tokens, context // 2 if skip is None else skip
@@ -110,76 +115,121 @@ def prove(
         tokens, context, skip, dtype, seed, resamples, layers, generations, speed, tuple(tasks), items
     )
     questions = read_tasks(settings.tasks, items)
+    records = others.read(peers)
     names = [text] if isinstance(text, str | Path) else list(text)
     sample = [texts.read(name) for name in names]
     artifact = open_artifact(Path(file))
     tokenizer = open_tokenizer(artifact)
     contexts = settings.contexts(tokenizer, sample)
     progress("opening the original", 0, 1)
-    source = original(against, dtype) if isinstance(against, str | Path) else against
-    theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
-    # A model that was handed in may hold other weights than its hash says.
-    known = source is not against and not honesty.different_tokens(tokenizer, theirs, sample)
-    remembered = remember(source.model, source.hash, contexts, progress) if known else None
-    progress("opening the file", 0, 1)
-    compressed = to_torch(artifact, dtype)
-    found = measure(
-        source.model, compressed, (theirs, tokenizer), sample, contexts, settings, progress, remembered
-    )
-    seen = honesty.calibration_overlap(artifact.provenance, sample)
-    warnings = [found.reason] if found.reason else []
-    warnings += honesty.warnings(contexts, tokens // context, dtype, found.metrics.kl, seen)
+    named = isinstance(against, str | Path)
+    source = original(against, dtype) if named else against
+    known = named or loaded  # another model may hold other weights than its hash says
+    read = texts.described(sample)
+    points = records.points(source.hash, read["sha256"])
+    found = _measured(artifact, tokenizer, source, sample, contexts, settings, progress, known)
     answers = None
     if settings.tasks:
-        del compressed  # the engine that answers makes its own of the file
-        answers = run_tasks(source, artifact, questions, seed=seed, progress=progress)
-    size, ledger = Path(file).stat().st_size, artifact.ledger()
-    spent: dict[str, Any] = {"bytes": size, "original_bytes": source.original_bytes}
-    if speed:
-        progress("measuring the speed", 0, 1)
-        try:
-            spent |= cost.speed(file)
-        except ProofError as error:
-            warnings.append(str(error))
+        answers = run_tasks(source, artifact, questions, seed=seed, remember=known, progress=progress)
+    spent, failed = _cost(file, source.original_bytes, speed, progress)
+    seen = honesty.calibration_overlap(artifact.provenance, sample)
+    said = honesty.warnings(contexts, tokens // context, dtype, found.metrics.kl, seen)
     return Proof(
-        file={
-            "path": str(file),
-            "bytes": size,
-            "sha256": sha256(Path(file)),
-            "weights": ledger.weights,
-            "bits_per_weight": 8 * size / ledger.weights if ledger.weights else None,
-        },
+        file=_file(file, artifact),
         against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
-        text=texts.described(sample),
-        settings=settings.to_json()
-        | {
-            "contexts": len(contexts.ids),
-            "documents": contexts.document_count,
-            "unit": contexts.unit,
-            "scored_tokens": int(contexts.mask.sum()),
-            "scored_bytes": found.scored_bytes,
-            "round_trip": not contexts.altered,
-            "engine": "torch",
-        },
+        text=read,
+        settings=settings.to_json() | _as_found(contexts, found),
         metrics=found.metrics,
         positions=found.positions,
         frequencies=found.frequencies,
         layers=found.layers,
         generations=found.generations,
         tasks=answers,
+        peers=points or None,
         cost=spent,
-        ledger=[
-            {"kind": part.kind, "bytes": part.nbytes, "weights": part.weights, "zeros": part.zeros}
-            for part in by_kind(parts(ledger))
-        ],
+        ledger=_ledger(artifact),
         calibration=seen,
-        warnings=warnings,
+        warnings=[warning for warning in (found.reason, *said, failed) if warning],
         command=settings.command(file, source.ref, names),
         recipe=dict(artifact.recipe),
         versions=versions(),
         machine=machine(),
         seconds=round(time.perf_counter() - started, 3),
     )
+
+
+def _measured(
+    artifact: Artifact,
+    tokenizer: TextTokenizer,
+    source: Source,
+    sample: Sequence[texts.Text],
+    contexts: texts.Contexts,
+    settings: Settings,
+    progress: Progress,
+    known: bool,
+) -> Figures:
+    """Both models on the contexts, the file unpacked for as long as that takes; known: the original's predictions
+    may be remembered."""
+    from sprat.prove.figures import measure
+    from sprat.prove.remembered import remember
+    from sprat.run.model import to_torch
+    from sprat.run.tokenizer import TextTokenizer
+
+    theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
+    kept = known and not honesty.different_tokens(tokenizer, theirs, sample)
+    remembered = remember(source.model, source.hash, contexts, progress) if kept else None
+    progress("opening the file", 0, 1)
+    compressed = to_torch(artifact, settings.dtype)
+    return measure(
+        source.model, compressed, (theirs, tokenizer), sample, contexts, settings, progress, remembered
+    )
+
+
+def _cost(
+    file: str | Path, original_bytes: int, speed: bool, progress: Progress
+) -> tuple[dict[str, Any], str]:
+    """The proof's `cost`, and why a speed that was asked for is not in it, else empty."""
+    found: dict[str, Any] = {"bytes": Path(file).stat().st_size, "original_bytes": original_bytes}
+    if not speed:
+        return found, ""
+    progress("measuring the speed", 0, 1)
+    try:
+        return found | cost.speed(file), ""
+    except ProofError as error:
+        return found, str(error)
+
+
+def _file(file: str | Path, artifact: Artifact) -> dict[str, Any]:
+    size, weights = Path(file).stat().st_size, artifact.ledger().weights
+    return {
+        "path": str(file),
+        "bytes": size,
+        "sha256": sha256(Path(file)),
+        "weights": weights,
+        "bits_per_weight": 8 * size / weights if weights else None,
+    }
+
+
+def _as_found(contexts: texts.Contexts, found: Figures) -> dict[str, Any]:
+    """What the text made of the settings."""
+    return {
+        "contexts": len(contexts.ids),
+        "documents": contexts.document_count,
+        "unit": contexts.unit,
+        "scored_tokens": int(contexts.mask.sum()),
+        "scored_bytes": found.scored_bytes,
+        "round_trip": not contexts.altered,
+        "engine": "torch",
+    }
+
+
+def _ledger(artifact: Artifact) -> list[dict[str, Any]]:
+    from sprat.coding.parts import by_kind, parts
+
+    return [
+        {"kind": part.kind, "bytes": part.nbytes, "weights": part.weights, "zeros": part.zeros}
+        for part in by_kind(parts(artifact.ledger()))
+    ]
 
 
 def original(ref: str | Path, dtype: str) -> Source:

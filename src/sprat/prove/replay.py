@@ -8,13 +8,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprat.errors import ProofError, SourceError
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.prove.proof import RESULT, SCHEMA, Proof, original, prove
 from sprat.prove.settings import Settings
+
+if TYPE_CHECKING:
+    from sprat.source.load import Source
 
 #: Relative difference up to which a figure is the same: what another order of float32 sums makes of it.
 SAME = 1e-4
@@ -56,40 +59,44 @@ class Replay:
     def holds(self) -> bool:
         return all(row.verdict in ("same", "within") for row in self.rows)
 
+    def summary(self) -> str:
+        """How many figures are what."""
+        count = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in ("same", "within")}
+        rest = len(self.rows) - sum(count.values())
+        return (
+            f"{len(self.rows)} figures: {count['same']} same, {count['within']} within their intervals, "
+            f"{rest} different"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, schema `sprat.replay/1`."""
+        figures = [vars(row) | {"verdict": row.verdict} for row in self.rows]
+        said = {"holds": self.holds, "same_file": self.same_file, "figures": figures}
+        return {"schema": "sprat.replay/1"} | said
+
 
 def replay(
     record: str | Path,
     file: str | Path | None = None,
-    against: str | Path | None = None,
+    against: str | Path | Source | None = None,
     text: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Replay:
     """Measure the proof in the folder `record` again, with its settings.
 
-    file, against, text, tasks: where these lie now, if not where the record says. Raises `ProofError` where one is
-    missing, or where the text, the model or a task's file is not the record's.
+    file, against, text, tasks: where these lie now, if not where the record says; `against` may be the model itself, as
+    `sprat.prove.proof.original` gives it. Raises `ProofError` where one is missing, or where the text, the model or a
+    task's file is not the record's.
     """
     said = load(record)
     folder = Path(record) if Path(record).is_dir() else Path(record).parent
     where = _file(said, folder, record, file)
     sources = [str(place) for place in _same(_texts(said), folder, record, text, "text", "--text TEXT")]
     settings = replace(_settings(said), tasks=_tasks(said, folder, record, tasks), speed=False)
-    ref = str(against or said["against"]["ref"])
-    try:
-        source = original(ref, settings.dtype)
-    except SourceError as error:
-        raise ProofError(
-            f"the record's model {said['against']['name']} (hash {said['against']['hash'][:12]}…) is missing: {error}. "
-            f"Say where it is: {_hint(record)} --against MODEL"
-        ) from error
-    if source.hash != said["against"]["hash"]:
-        raise ProofError(
-            f"{ref} is not the record's model {said['against']['name']}: its hash is {source.hash[:12]}…, the "
-            f"record's {said['against']['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
-        )
+    source = _original(said, against, settings.dtype, record)
     options = {f.name: getattr(settings, f.name) for f in fields(Settings)}
-    proof = prove(where, source, sources, progress=progress, **options)
+    proof = prove(where, source, sources, progress=progress, loaded=True, **options)
     same = proof.file["sha256"] == said["file"]["sha256"]
     now = flatten(proof.to_json())
     rows = [
@@ -119,7 +126,7 @@ def load(record: str | Path) -> dict[str, Any]:
         )
     if schema != SCHEMA:
         raise ProofError(
-            f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}"
+            f"{path} is no record that can be replayed: its schema is {schema!r}, not {SCHEMA!r}{_made_by(said)}"
         )
     lacks = [part for part in ("file", "against", "text", "settings", "metrics") if part not in said]
     lacks += [name for name in ("tokens", "context", "skip") if not lacks and name not in said["settings"]]
@@ -150,6 +157,13 @@ def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _made_by(said: Any) -> str:
+    """The commands that a record of another kind says it was made with."""
+    runs = said.get("commands", [said]) if isinstance(said, dict) else []
+    commands = [run["command"] for run in runs if isinstance(run, dict) and "command" in run]
+    return ". It was made by\n" + "\n".join(f"  {command}" for command in commands) if commands else ""
+
+
 def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | Path | None) -> Path:
     if given is not None:
         return Path(given)
@@ -162,6 +176,26 @@ def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | P
             f"{said['against']['ref']} with the record's recipe: {recipe}"
         )
     return found
+
+
+def _original(
+    said: dict[str, Any], given: str | Path | Source | None, dtype: str, record: str | Path
+) -> Source:
+    """The record's model; `ProofError` where it is missing or another."""
+    wanted = said["against"]
+    try:
+        source = original(given or wanted["ref"], dtype) if isinstance(given, str | Path | None) else given
+    except SourceError as error:
+        raise ProofError(
+            f"the record's model {wanted['name']} (hash {wanted['hash'][:12]}…) is missing: {error}. "
+            f"Say where it is: {_hint(record)} --against MODEL"
+        ) from error
+    if source.hash != wanted["hash"]:
+        raise ProofError(
+            f"{source.ref} is not the record's model {wanted['name']}: its hash is {source.hash[:12]}…, the "
+            f"record's {wanted['hash'][:12]}…; give the one that was measured: {_hint(record)} --against MODEL"
+        )
+    return source
 
 
 def _settings(said: dict[str, Any]) -> Settings:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sprat.prove.report.figures import Result
-from sprat.prove.report.page import render
+from sprat.prove.report.page import found, render
 from sprat.prove.report.readme import compose
 
 
@@ -22,7 +22,8 @@ def write(result: dict[str, Any], folder: Path, peers: Sequence[dict[str, Any]] 
     """Write README.md and index.html for `result` into `folder`, made where it is missing.
 
     peers: other files of the same model on the same text, {"name", "bytes", "kl": nats a token or an
-    estimate}; they are drawn beside this file. What an author wrote under "What did not work" in a README.md
+    estimate}, and where that is known {"contexts", "record"}; they are drawn beside this file (default: the proof's
+    own). What an author wrote under "What did not work" in a README.md
     that is already there is kept. Raises OSError where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def write(result: dict[str, Any], folder: Path, peers: Sequence[dict[str, Any]] 
     readme = folder / "README.md"
     before = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
     _put(readme, compose(values, before))
-    _put(folder / "index.html", render(values, peers or ()))
+    _put(folder / "index.html", render(values, found(values) if peers is None else peers))
 
 
 def _put(path: Path, text: str) -> None:

@@ -26,6 +26,11 @@ def _templates() -> Environment:
     )
 
 
+def found(result: Result) -> list[dict[str, Any]]:
+    """The peers that the proof holds."""
+    return [result.at(path) for path in result.rows("peers")]
+
+
 def render(result: Result, peers: Sequence[dict[str, Any]]) -> str:
     """The page of `result`, with `peers` drawn beside it where there are any."""
     sentence = headline(result)
@@ -43,6 +48,7 @@ def render(result: Result, peers: Sequence[dict[str, Any]]) -> str:
             metrics=sections.metrics(result),
             spread=sections.spread(result),
             plane=charts.plane(result, peers),
+            origins=_origins(peers),
             height=charts.HEIGHT,
             positions=sections.positions(result),
             frequencies=sections.frequencies(result),
@@ -65,6 +71,16 @@ def render(result: Result, peers: Sequence[dict[str, Any]]) -> str:
             schema=result.string("schema"),
         )
     )
+
+
+def _origins(peers: Sequence[dict[str, Any]]) -> list[tuple[str, int | None]]:
+    """(record, contexts that its KL is from) of each record that peers come from, in order."""
+    named = {
+        record: contexts if isinstance(contexts := peer.get("contexts"), int) else None
+        for peer in peers
+        if isinstance(record := peer.get("record"), str) and record
+    }
+    return list(named.items())
 
 
 _GROUPS = (("Recipe", "recipe"), ("Versions", "versions"), ("Machine", "machine"))

@@ -20,6 +20,7 @@ from sprat.errors import ProofError, nearest
 from sprat.progress import Progress, silent
 from sprat.prove.tasks.files import spread
 from sprat.prove.tasks.pairs import paired
+from sprat.prove.tasks.remembered import was_remembered
 from sprat.prove.tasks.requests import Request, Scorer
 
 try:
@@ -144,7 +145,8 @@ class Harness:
             found.append(results["samples"])
             seconds[side] = round(time.perf_counter() - started, 3)
         return [
-            self._entry(name, task, found[0][name], found[1][name]) | {"seconds": seconds}
+            self._entry(name, task, found[0][name], found[1][name])
+            | {"seconds": seconds, "remembered": was_remembered(scorers[0])}
             for name, task in self._tasks.items()
         ]
 

@@ -16,6 +16,7 @@ from sprat.prove.intervals import estimate, resample
 from sprat.prove.tasks import files
 from sprat.prove.tasks.local import Outcome, answer
 from sprat.prove.tasks.pairs import paired
+from sprat.prove.tasks.remembered import RememberedScorer, was_remembered
 from sprat.prove.tasks.requests import Scorer, words, words_of_transformers
 
 if TYPE_CHECKING:
@@ -57,17 +58,23 @@ def run_tasks(
     engine: str = "auto",
     threads: int | None = None,
     seed: int = 0,
+    remember: bool = False,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Entries of the proof's `tasks` (docs/tasks.md), JSON-able: those of files, then the harness's.
 
     names, items: as `read_tasks` takes them, or what it gave. engine, threads: what computes the file, as
-    `sprat.run.engine.open_engine` takes it. seed: of the bootstrap of perplexities.
+    `sprat.run.engine.open_engine` takes it. seed: of the bootstrap of perplexities. remember: keep the original's
+    answers in the cache folder, and take them from there: only where its weights are those that its hash names.
     """
     asked = names if isinstance(names, Questions) else read_tasks(names, items)
-    scorers = original_scorer(original), compressed_scorer(compressed, engine, threads)
-    entries = [_local(task, scorers, seed, progress) for task in asked.local]
-    return entries + (asked.harness.run(scorers, progress) if asked.harness else [])
+    theirs = compressed_scorer(compressed, engine, threads)
+
+    def scorers() -> tuple[Scorer, Scorer]:
+        return original_scorer(original, remember), theirs
+
+    entries = [_local(task, scorers(), seed, progress) for task in asked.local]
+    return entries + (asked.harness.run(scorers(), progress) if asked.harness else [])
 
 
 def is_file(name: str) -> bool:
@@ -77,11 +84,14 @@ def is_file(name: str) -> bool:
     return name.endswith((".jsonl", ".json")) or "/" in name or Path(name).is_file()
 
 
-def original_scorer(source: Source) -> Scorer:
-    """The original, in batches through torch."""
+def original_scorer(source: Source, remember: bool = False) -> Scorer:
+    """The original, in batches through torch; remember: as `run_tasks` takes it."""
     from sprat.prove.tasks.torch_scorer import TorchScorer
 
-    return TorchScorer(source.model, words_of_transformers(source.tokenizer))
+    scorer = TorchScorer(source.model, words_of_transformers(source.tokenizer))
+    if not remember:
+        return scorer
+    return RememberedScorer(scorer, source.hash, str(next(source.model.parameters()).dtype))
 
 
 def compressed_scorer(artifact: Artifact, engine: str = "auto", threads: int | None = None) -> Scorer:
@@ -108,6 +118,7 @@ def _local(task: files.Task, scorers: tuple[Scorer, Scorer], seed: int, progress
         "format": task.format,
         "source": {"path": task.path, "bytes": task.nbytes, "sha256": task.sha256, "items": task.found},
         "seconds": dict(zip(("original", "compressed"), seconds, strict=True)),
+        "remembered": was_remembered(scorers[0]),
     }
     if task.cloze:
         return entry | _perplexities(before, after, seed)

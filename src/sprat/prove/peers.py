@@ -1,0 +1,103 @@
+"""Peers: other files of the same model, measured on the same text, read from records.
+
+A KL says nothing beside one of another model or text, so a record whose hashes are not the proof's is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from sprat.errors import ProofError
+
+#: What a record says: (hash of the model, SHA-256 of the text, contexts read, [(name, bytes, estimate of KL)])
+Said = tuple[str, str, int, list[tuple[str, int, dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records that have been read; which model and text they are of is known, and not yet compared."""
+
+    said: tuple[tuple[str, Said], ...]
+
+    def points(self, model: str, text: str) -> list[dict[str, Any]]:
+        """[{name, bytes, kl, contexts, record}] of a proof's `peers`. model: its hash; text: its SHA-256.
+
+        Raises `ProofError` where a record is of another model or text.
+        """
+        for path, (other, on, _, _) in self.said:
+            for what, theirs, mine in (("model", other, model), ("text", on, text)):
+                if theirs != mine:
+                    raise ProofError(
+                        f"{path} cannot stand beside this proof: its {what} is another (hash {theirs[:12]}…, this "
+                        f"proof's {mine[:12]}…); `sprat compare` measures files on one text"
+                    )
+        return [
+            {"name": name, "bytes": size, "kl": kl, "contexts": contexts, "record": path}
+            for path, (_, _, contexts, points) in self.said
+            for name, size, kl in points
+        ]
+
+
+def read(records: Sequence[str | Path]) -> Records:
+    """The records, each a result.json or its folder; `ProofError` for one that holds no files' KL."""
+    return Records(tuple((Path(record).as_posix(), _read(Path(record))) for record in records))
+
+
+def _read(path: Path) -> Said:
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ProofError(f"cannot read the peers' record {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ProofError(f"the peers' record {path} is no JSON: {error}") from None
+    schema = said.get("schema") if isinstance(said, dict) else None
+    if not isinstance(schema, str) or schema not in _KINDS:
+        raise ProofError(
+            f"{path} holds no peers: its schema is {schema!r}; known are {', '.join(map(repr, _KINDS))}"
+        )
+    try:
+        return _KINDS[schema](said)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ProofError(f"the peers' record {path} is not whole: {type(error).__name__}: {error}") from None
+
+
+def _quality(said: dict[str, Any]) -> Said:
+    """bench.quality: its rows of other methods."""
+    rows = (row for row in said["rows"].values() if row["section"] == "peers" and "failed" not in row)
+    points = [(row["label"], row["bytes"], row["kl"]) for row in rows]
+    settings = said["settings"]
+    return said["original"]["sha256"], settings["text_sha256"]["evaluation"], settings["contexts"], points
+
+
+def _engines(said: dict[str, Any]) -> Said:
+    """bench.llamacpp: llama.cpp's files."""
+    rows = ((name, row) for name, row in said["rows"].items() if row["engine"] != "sprat")
+    points = [(f"{row['engine']} {name}", row["bytes"], row["kl"]) for name, row in rows]
+    settings = said["settings"]
+    return said["original"]["sha256"], settings["text_sha256"], settings["contexts"], points
+
+
+def _comparison(said: dict[str, Any]) -> Said:
+    """sprat compare: every file that has a KL."""
+    rows = (row for row in said["rows"] if row["metrics"].get("kl") is not None)
+    points = [(row["name"], row["bytes"], row["metrics"]["kl"]) for row in rows]
+    return said["against"]["hash"], said["text"]["sha256"], said["settings"]["contexts"], points
+
+
+def _proof(said: dict[str, Any]) -> Said:
+    """sprat prove: its one file."""
+    points = [(PurePath(said["file"]["path"]).name, said["file"]["bytes"], said["metrics"]["kl"])]
+    return said["against"]["hash"], said["text"]["sha256"], said["settings"]["contexts"], points
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], Said]] = {
+    "sprat.quality/1": _quality,
+    "sprat.engine-peers/1": _engines,
+    "sprat.comparison/1": _comparison,
+    "sprat.proof/2": _proof,
+}
