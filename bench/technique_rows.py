@@ -1,0 +1,76 @@
+"""The rows of bench.techniques: each technique at a size that suits it, and the water level at many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LEVEL = "water level"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A technique. budget: of the whole file; recipe: what differs from the default; published: what others say."""
+
+    name: str
+    budget: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    published: str = ""
+    bits: int = 0
+    """Of round-to-nearest in groups of 64; 0 for what sprat makes."""
+
+    @property
+    def file(self) -> str:
+        """The name of the file that is made."""
+        words = self.name.replace("%", "percent").replace(":", "of").replace(",", "").replace("+", "and")
+        return words.replace(" ", "-") + ".sprat"
+
+
+def _bare(name: str, budget: str, published: str = "", **recipe: Any) -> Row:
+    """Without healing."""
+    return Row(name, budget, {"heal": 0} | recipe, published)
+
+
+def _healed(name: str, budget: str, minutes: float, published: str = "", **recipe: Any) -> Row:
+    return Row(name, budget, {"heal": 0, "heal_minutes": minutes} | recipe, published)
+
+
+_CUT: dict[str, Any] = {"remove_layers": 5, "ffn": 0.85}
+_BUDGETS = (134, 100, 85, 67, 55, 50, 45, 40, 34, 30, 20, 16)
+ROWS = [
+    Row("INT8", "", bits=8, published="no loss to speak of (LLM.int8(), 2208.07339)"),
+    Row("INT4", "", bits=4, published="a few percent of perplexity from 7 B on (GPTQ, 2210.17323)"),
+    _bare(
+        "unstructured 50 %",
+        "85MB",
+        "LLaMA-7B: perplexity 5.7 to 7.2 (SparseGPT in 2306.11695)",
+        sparsity="0.5",
+    ),
+    _bare("2:4", "85MB", "LLaMA-7B: perplexity 5.7 to 11.0 (SparseGPT in 2306.11695)", sparsity="2:4"),
+    _bare("2:4 + 4 bits", "55MB", "press: half the size again", sparsity="2:4"),
+    _bare(
+        "structural",
+        "85MB",
+        "-25 %: 99 % of zero-shot accuracy at 70 B, 90 % at 3 B (SliceGPT, 2401.15024)",
+        **_CUT,
+    ),
+    _healed(
+        "structural, distilled", "85MB", 15, "40 times fewer tokens than anew (Minitron, 2407.14679)", **_CUT
+    ),
+    _bare("ternary", "45MB", "no loss from 3 B on, when trained so (BitNet, 2402.17764)", method="ternary"),
+    _bare("binary", "40MB", "81 % of the accuracy, after training (OneBit, 2402.11295)", method="binary"),
+    _bare(
+        "low rank 128",
+        "55MB",
+        "20 % smaller at little loss (SVD-LLM, 2403.07378)",
+        method="lowrank",
+        rank=128,
+    ),
+    _bare("lattice + rank 4", "50MB", "LQER, 2402.02446", method="waterlevel+lowrank", rank=4),
+    *(_bare(f"{LEVEL}, {b}MB", f"{b}MB") for b in _BUDGETS),
+    _healed(f"{LEVEL} + heal, 34MB", "34MB", 15),
+    _healed(f"{LEVEL} + heal, 30MB", "30MB", 30),
+    _healed(f"{LEVEL} + heal, 20MB", "20MB", 30),
+    _bare("planner, 30MB", "30MB", method="auto"),
+    _bare("planner, 20MB", "20MB", method="auto"),
+]

@@ -1,0 +1,263 @@
+"""Every technique on the same model and text: what its whole file weighs and what it costs, beside the water level.
+
+A row is measured once and written down at once; the same command goes on where it was cut off. Files stay in
+`--files`, so that speeds can be measured apart (`--speeds`), on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sprat
+from bench import texts
+from bench.judge import Judge, contexts
+from bench.measure import Bench
+from bench.record import Record
+from bench.technique_rows import LEVEL, ROWS, Row
+from bench.work import Row as PeerRow
+from sprat.cli.terminal import bars
+from sprat.errors import SpratError
+from sprat.folders import write_whole
+from sprat.progress import Progress
+from sprat.prove.proof import machine, sha256, versions
+from sprat.prove.tasks.run import read_tasks, run_tasks
+from sprat.recipe import Recipe
+from sprat.run.measure import measure
+from sprat.run.model import to_torch
+from sprat.source.load import load
+
+SCHEMA = "sprat.techniques/1"
+EXAMPLES = """\
+examples:
+  python -m bench.techniques --files ~/techniques --tasks arc-easy.jsonl piqa.jsonl lambada.jsonl --items 300
+  python -m bench.techniques --files ~/techniques --rows 'ternary,binary'
+  python -m bench.techniques --files ~/techniques --speeds        decode speeds of all files, nothing else
+  python -m bench.techniques --only-report
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        settings = {"model": options.model, "contexts": options.contexts, "items": options.items, "seed": 0}
+        record = Record(options.record, settings, SCHEMA)
+        if options.redo:
+            record.forget(options.redo)
+        if options.speeds:
+            _speeds(record, options.files)
+        elif not options.only_report:
+            _measure(record, options)
+        write_whole(options.record / "README.md", page(record))
+    except SpratError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    today = datetime.date.today().isoformat()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.techniques",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", nargs="?", default="smollm2-135m", help="what sprat.load takes (default %(default)s)")
+    add("--record", type=Path, default=Path("records") / f"{today}-techniques", help="default %(default)s")
+    add("--files", type=Path, default=Path(), help="where the files lie")
+    add("--tasks", type=Path, nargs="*", default=[], help="questions as JSON lines (docs/tasks.md)")
+    add("--items", type=int, default=300, help="of each task (default %(default)s)")
+    add(
+        "--contexts", type=int, default=20, help="of 512 tokens, the second half scored (default %(default)s)"
+    )
+    add("--rows", default="*", metavar="PATTERN", help="only rows of these names, patterns by commas")
+    add("--redo", default="", metavar="PATTERN", help="measure rows of these names again")
+    add("--speeds", action="store_true", help="only the decode speed of each file, on one thread")
+    add("--only-report", action="store_true", help="README.md anew, nothing measured")
+    return parser.parse_args(arguments)
+
+
+def _measure(record: Record, options: argparse.Namespace) -> None:
+    wanted = [r for r in ROWS if any(fnmatch.fnmatch(r.name, p) for p in options.rows.split(","))]
+    todo = [row for row in wanted if row.name not in record.rows]
+    if not todo:
+        return
+    record.begin(
+        shlex.join(["python", "-m", "bench.techniques", *options.rows.split()]), versions(), machine()
+    )
+    files: Path = options.files
+    paths = texts.write(files / "texts")
+    source = load(options.model, dtype=torch.float32)
+    questions = read_tasks([str(path) for path in options.tasks], options.items)
+    with bars() as progress:
+        judge = Judge(source.model, contexts(source, paths["evaluation"], options.contexts, 512), 0, progress)
+    peers = Bench(source, options.model, judge, paths, files, 0, 0)
+    record.data["original"] = {"name": source.name, "sha256": source.hash, "bytes": source.original_bytes}
+    for number, row in enumerate(todo):
+        print(f"[{number + 1}/{len(todo)}] {row.name}", file=sys.stderr, flush=True)
+        with bars() as progress:
+            try:
+                result = _peer(row, peers, progress) if row.bits else _ours(row, options, judge, progress)
+            except SpratError as error:
+                record.add(row.name, {"failed": str(error)})
+                continue
+            if not row.bits and questions.local:
+                with sprat.open(files / row.file) as artifact:
+                    result["tasks"] = run_tasks(
+                        source, artifact, questions, threads=1, remember=True, progress=progress
+                    )
+        record.add(row.name, result)
+        print(f"    {result['bytes']:,} bytes, KL {result['kl']['value']:.4f}", file=sys.stderr, flush=True)
+
+
+def _ours(row: Row, options: argparse.Namespace, judge: Judge, progress: Progress) -> dict[str, Any]:
+    """Fit, or take the file that lies there, and score it."""
+    path = options.files / row.file
+    said: dict[str, Any] = {}
+    started = time.monotonic()
+    if not path.exists():
+        fitted = sprat.fit(
+            options.model, row.budget, path, recipe=Recipe.from_dict(row.recipe), progress=progress
+        )
+        seconds = time.monotonic() - started
+        said = {
+            "minutes": round(seconds / 60, 1),
+            "held_out_kl": fitted.measured_kl,
+            "unhealed_kl": fitted.unhealed_kl,
+            "warnings": fitted.warnings,
+            "considered": [vars(c) for c in fitted.considered],
+        }
+        write_whole(path.with_suffix(".json"), json.dumps(said) + "\n")
+    elif path.with_suffix(".json").exists():
+        said = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    with sprat.open(path) as artifact:
+        scores = judge.score(to_torch(artifact, "float32"), progress)
+        recipe = artifact.recipe
+    return {"bytes": path.stat().st_size, "sha256": sha256(path), "recipe": recipe, **said, **scores}
+
+
+def _peer(row: Row, bench: Bench, progress: Progress) -> dict[str, Any]:
+    settings = {"bits": row.bits, "group": 64, "head": "same"}
+    return bench.measure(PeerRow("peers", "rtn", row.name, settings), progress)
+
+
+def _speeds(record: Record, files: Path) -> None:
+    for row in ROWS:
+        path = files / row.file
+        if row.name in record.rows and path.exists():
+            found, _ = measure(path, threads=1)
+            record.add(row.name, record.rows[row.name] | {"decode": round(found.decode_tokens_per_second, 1)})
+            print(f"{row.name}: {found.decode_tokens_per_second:.0f} tokens/s", file=sys.stderr, flush=True)
+
+
+def level_at(rows: dict[str, dict[str, Any]], nbytes: int) -> float | None:
+    """KL of the water level at these bytes: the logarithm is read off the line between its two nearest files."""
+    found = sorted(
+        (r["bytes"], r["kl"]["value"]) for n, r in rows.items() if n.startswith(f"{LEVEL}, ") and "kl" in r
+    )
+    below = [p for p in found if p[0] <= nbytes]
+    above = [p for p in found if p[0] > nbytes]
+    if not below or not above:
+        return found[-1][1] if below and nbytes < 1.01 * below[-1][0] else None
+    (low, kl), (high, less) = below[-1], above[0]
+    share = (nbytes - low) / (high - low)
+    return math.exp((1 - share) * math.log(kl) + share * math.log(less))
+
+
+def page(record: Record) -> str:
+    """README.md: the table, and what was published beside it."""
+    rows, original = record.rows, record.data.get("original", {"name": "model", "bytes": 1})
+    names = [t["name"] for t in next((r["tasks"] for r in rows.values() if r.get("tasks")), [])]
+    head = [
+        "technique",
+        "bytes",
+        "ratio",
+        "KL",
+        "water level there",
+        "perplexity ×",
+        *names,
+        "minutes",
+        "tokens/s",
+        "published",
+    ]
+    lines = []
+    for row in ROWS:
+        if (found := rows.get(row.name)) is None:
+            continue
+        if "failed" in found:
+            lines.append([row.name, *[""] * (len(head) - 2), f"not made: {found['failed']}"])
+            continue
+        k, level = found["kl"], level_at(rows, found["bytes"])
+        beside = (
+            f"{level:.4f} ({k['value'] / level:.2f} ×)"
+            if level and not row.name.startswith(f"{LEVEL}, ")
+            else ""
+        )
+        lines.append([
+            row.name,
+            f"{found['bytes']:,}",
+            f"{found['bytes'] / original['bytes']:.3f}",
+            _interval(k, 4),
+            beside,
+            _interval(found["perplexity_ratio"], 3),
+            *_accuracies(found.get("tasks", []), names),
+            f"{found['minutes']:.0f}" if "minutes" in found else "",
+            f"{found['decode']:.0f}" if "decode" in found else "",
+            row.published,
+        ])  # fmt: skip
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+    remarks = record.path.parent / "remarks.md"
+    said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
+    commands = "\n".join(f"    {run['command']}" for run in record.data["commands"])
+    return (
+        "\n\n".join(
+            filter(None, [_intro(record, original, rows, names), table, said, "## How\n\n" + commands])
+        )
+        + "\n"
+    )
+
+
+def _intro(record: Record, original: dict[str, Any], rows: dict[str, Any], names: list[str]) -> str:
+    s = record.data["settings"]
+    base = next((r["tasks"] for r in rows.values() if r.get("tasks")), [])
+    accuracy = ", ".join(f"{t['name']} {100 * t['accuracy_original']['value']:.1f} %" for t in base)
+    return (
+        f"# Techniques, one table\n\n{original['name']}, {original['bytes']:,} bytes in bf16. Bytes are those of the "
+        f"whole file; KL and perplexity on {s['contexts']} contexts of 512 tokens of State of the Union speeches, the "
+        "second half of each scored, float32, 95 % intervals by paired bootstrap. *Water level there*: its KL at the "
+        "same bytes, read off the line between its nearest files, and the technique's KL over it."
+        + (f" Tasks: {s['items']} questions each, difference to the original ({accuracy}) in points; * where McNemar's "
+           "p is below 0.05." if names else "")
+    )  # fmt: skip
+
+
+def _accuracies(tasks: list[dict[str, Any]], names: list[str]) -> list[str]:
+    found = {t["name"]: t for t in tasks}
+    cells = []
+    for name in names:
+        task = found.get(name)
+        star = "*" if task and task["mcnemar_p"] < 0.05 else ""
+        cells.append(f"{100 * task['difference']['value']:+.1f}{star}" if task else "")
+    return cells
+
+
+def _interval(value: dict[str, Any], places: int) -> str:
+    shown = [f"{value[end]:.{places}f}" for end in ("value", "low", "high") if value[end] is not None]
+    return shown[0] if len(shown) < 3 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
