@@ -51,7 +51,7 @@ ROWS = [
     _bare(
         "structural",
         "85MB",
-        "-25 %: 99 % of zero-shot accuracy at 70 B, 90 % at 3 B (SliceGPT, 2401.15024)",
+        "99 % of zero-shot accuracy at 70 B, 90 % at 3 B (SliceGPT, 2401.15024)",
         **_CUT,
     ),
     _healed(
