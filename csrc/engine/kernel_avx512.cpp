@@ -101,6 +101,10 @@ SPRAT_TARGET void quantize(const float* x, size_t panels, size_t stride, int8_t*
     }
 }
 
+#define LOW(W) bucket<W, false>(data, meta, counts[W - 1], panel, y);
+#define HIGH(W) bucket<W, true>(data, meta, counts[W + 7], panel, y);
+#define RAISED(W) case W: return raised<W>(entry, raise, values);
+
 SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y) {
     const size_t first = x.at(static_cast<size_t>(token), 0);
     const int8_t* q = x.q + first * kPanel;
@@ -117,25 +121,11 @@ SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels,
         panel.x[3] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(quads, 0xff));
         panel.scale = _mm512_set1_ps(scale[p]);
         panel.base = base[p];
-        bucket<1, false>(data, meta, counts[0], panel, y);
-        bucket<2, false>(data, meta, counts[1], panel, y);
-        bucket<3, false>(data, meta, counts[2], panel, y);
-        bucket<4, false>(data, meta, counts[3], panel, y);
-        bucket<5, false>(data, meta, counts[4], panel, y);
-        bucket<6, false>(data, meta, counts[5], panel, y);
-        bucket<7, false>(data, meta, counts[6], panel, y);
-        bucket<8, false>(data, meta, counts[7], panel, y);
+        SPRAT_WIDTHS(LOW)
         uint64_t high;
         __builtin_memcpy(&high, counts + 8, 8);
         if (!high) continue;
-        bucket<1, true>(data, meta, counts[8], panel, y);
-        bucket<2, true>(data, meta, counts[9], panel, y);
-        bucket<3, true>(data, meta, counts[10], panel, y);
-        bucket<4, true>(data, meta, counts[11], panel, y);
-        bucket<5, true>(data, meta, counts[12], panel, y);
-        bucket<6, true>(data, meta, counts[13], panel, y);
-        bucket<7, true>(data, meta, counts[14], panel, y);
-        bucket<8, true>(data, meta, counts[15], panel, y);
+        SPRAT_WIDTHS(HIGH)
     }
 }
 
@@ -147,16 +137,7 @@ SPRAT_TARGET inline void raised(const Planes& entry, int raise, uint8_t* values)
 }
 
 SPRAT_TARGET void unpack(const Planes& entry, int width, int raise, uint8_t* values) {
-    switch (width) {
-        case 1: return raised<1>(entry, raise, values);
-        case 2: return raised<2>(entry, raise, values);
-        case 3: return raised<3>(entry, raise, values);
-        case 4: return raised<4>(entry, raise, values);
-        case 5: return raised<5>(entry, raise, values);
-        case 6: return raised<6>(entry, raise, values);
-        case 7: return raised<7>(entry, raise, values);
-        default: return raised<8>(entry, raise, values);
-    }
+    switch (width) { SPRAT_WIDTHS(RAISED) }
 }
 
 SPRAT_TARGET inline __m512i quad(const int8_t* q) {

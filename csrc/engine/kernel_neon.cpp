@@ -72,6 +72,10 @@ SPRAT_TARGET inline void bucket(const uint8_t*& data, const uint8_t*& blocks, si
     blocks += count;
 }
 
+#define LOW(W) bucket<W, false>(data, meta, counts[W - 1], q, scale, base, y);
+#define HIGH(W) bucket<W, true>(data, meta, counts[W + 7], q, scale, base, y);
+#define RAISED(W) case W: return raised<W>(entry, raise, values);
+
 SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels, const Input& x, int token, float* y) {
     const size_t first = x.at(static_cast<size_t>(token), 0);
     for (size_t p = first; p < first + static_cast<size_t>(panels); ++p) {
@@ -80,22 +84,8 @@ SPRAT_TARGET void multiply(const uint8_t* data, const uint8_t* meta, int panels,
         const int8_t* q = x.q + p * kPanel;
         const float scale = x.scale[p];
         const int32_t base = x.base[p];
-        bucket<1, false>(data, meta, counts[0], q, scale, base, y);
-        bucket<2, false>(data, meta, counts[1], q, scale, base, y);
-        bucket<3, false>(data, meta, counts[2], q, scale, base, y);
-        bucket<4, false>(data, meta, counts[3], q, scale, base, y);
-        bucket<5, false>(data, meta, counts[4], q, scale, base, y);
-        bucket<6, false>(data, meta, counts[5], q, scale, base, y);
-        bucket<7, false>(data, meta, counts[6], q, scale, base, y);
-        bucket<8, false>(data, meta, counts[7], q, scale, base, y);
-        bucket<1, true>(data, meta, counts[8], q, scale, base, y);
-        bucket<2, true>(data, meta, counts[9], q, scale, base, y);
-        bucket<3, true>(data, meta, counts[10], q, scale, base, y);
-        bucket<4, true>(data, meta, counts[11], q, scale, base, y);
-        bucket<5, true>(data, meta, counts[12], q, scale, base, y);
-        bucket<6, true>(data, meta, counts[13], q, scale, base, y);
-        bucket<7, true>(data, meta, counts[14], q, scale, base, y);
-        bucket<8, true>(data, meta, counts[15], q, scale, base, y);
+        SPRAT_WIDTHS(LOW)
+        SPRAT_WIDTHS(HIGH)
     }
 }
 
@@ -107,16 +97,7 @@ SPRAT_TARGET inline void raised(const Planes& entry, int raise, uint8_t* values)
 }
 
 SPRAT_TARGET void unpack(const Planes& entry, int width, int raise, uint8_t* values) {
-    switch (width) {
-        case 1: return raised<1>(entry, raise, values);
-        case 2: return raised<2>(entry, raise, values);
-        case 3: return raised<3>(entry, raise, values);
-        case 4: return raised<4>(entry, raise, values);
-        case 5: return raised<5>(entry, raise, values);
-        case 6: return raised<6>(entry, raise, values);
-        case 7: return raised<7>(entry, raise, values);
-        default: return raised<8>(entry, raise, values);
-    }
+    switch (width) { SPRAT_WIDTHS(RAISED) }
 }
 
 // N tokens, 4 rows: `v` is their first quarter tile of the first slot.

@@ -8,6 +8,10 @@
 
 #include "layout.hpp"
 
+// What a kernel does for every width of a bucket, said once. A macro: the target attributes that a kernel's functions
+// carry keep them in their own file, out of reach of a template here.
+#define SPRAT_WIDTHS(EACH) EACH(1) EACH(2) EACH(3) EACH(4) EACH(5) EACH(6) EACH(7) EACH(8)
+
 namespace sprat::engine {
 
 constexpr int kTokens = 16;
