@@ -140,6 +140,7 @@ def test_what_is_there_is_not_done_again(copy, tiny, starts):
     result = again(tiny, folder, [*BUDGETS, "60%", "60%"])
     assert starts == {"fits": 1, "proofs": ["60pct.sprat"]}
     assert [row["budget"] for row in result["rows"]] == ["30%", "50%", "60%", "80%"]
+    assert " --budgets 30%,50%,60%,80% " in again(tiny, folder, ["60%"])["command"]
 
 
 def test_an_interrupted_sweep_goes_on(copy, tiny, starts, done):

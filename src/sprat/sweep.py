@@ -71,8 +71,9 @@ def sweep(
         sample = texts.read(text)
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
     result = _resume(folder, fixed)
-    result["command"] = _command(str(model), wanted, folder, text, settings, keep)
     rows = {row["budget"]: row for row in result["rows"]}
+    every = _distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
+    result["command"] = _command(str(model), every, folder, text, settings, keep)
     missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
     if missing or not result["curve"]:
         job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress)
