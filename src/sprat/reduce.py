@@ -23,7 +23,7 @@ from sprat.level.check import Passage, bits_per_byte
 from sprat.methods.structure import vocabulary
 from sprat.methods.structure.anatomy import Part, attention, feed_forward
 from sprat.methods.structure.compensate import compensate
-from sprat.methods.structure.layers import TOKENS, kept_layers
+from sprat.methods.structure.layers import TOKENS, least_needed
 from sprat.methods.structure.model import Kept, smaller, spread
 from sprat.methods.structure.units import kept_units, refit
 from sprat.progress import Progress
@@ -157,7 +157,8 @@ def _choose(
     if recipe.remove_layers:
         rows = min(len(ids), 4)
         walk = Walk(model, ids[:rows, : max(2, TOKENS // rows)])
-        layers = kept_layers(walk, recipe.remove_layers, progress)
+        gone = least_needed(walk, recipe.remove_layers, progress)
+        layers = [layer for layer in layers if layer not in gone]
     neurons = groups = {}
     if recipe.ffn < 1:
         count = _neurons(feed_forward(model)[0], recipe)
