@@ -48,7 +48,9 @@ def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
     assert removed["ffn"]["kept"] * 2 == removed["ffn"]["of"]
     model = to_torch(artifact)
     assert model.config.num_hidden_layers == 1
-    assert np.isfinite(result.measured_kl) and result.measured_kl > 10 * result.predicted_kl  # to the original
+    assert (
+        np.isfinite(result.measured_kl) and result.measured_kl > 10 * result.predicted_kl
+    )  # to the original
     if heads:
         assert removed["kv_heads"] == {"of": 2, "kept": 1}
         ids = contexts(1, 20)[0].numpy()
@@ -62,10 +64,14 @@ def test_fewer_tokens_are_compared_in_bits_per_byte(tiny, tmp_path):
     folder, file = _folder("qwen3", tiny, tmp_path), tmp_path / "small.sprat"
     options = {"seed": 3, "recipe": Recipe(**QUICK, vocabulary=280, ffn=0.75)}
     result = sprat.fit(folder, "60%", file, **options)
-    again = sprat.fit(folder, "60%", tmp_path / "again.sprat", **options)  # what was chosen comes from the cache
-    assert (tmp_path / "again.sprat").read_bytes() == file.read_bytes() and again.measured_kl == result.measured_kl
+    again = sprat.fit(
+        folder, "60%", tmp_path / "again.sprat", **options
+    )  # what was chosen comes from the cache
+    assert (
+        tmp_path / "again.sprat"
+    ).read_bytes() == file.read_bytes() and again.measured_kl == result.measured_kl
     before, after = result.bits_per_byte
-    assert 0 < before and 0 < after and before != after
+    assert before > 0 and after > 0 and before != after
     artifact = sprat.open(file)
     assert artifact.config["vocab_size"] == 280
     text = "the cat sat on a mat, café 🐟"
@@ -111,7 +117,7 @@ def test_what_there_is_not_is_refused(tiny, tmp_path):
 
 
 def test_families_without_groups_are_refused_by_name(tiny, tmp_path):
-    with pytest.raises(SourceError, match="GPT2LMHeadModel.*kv_heads"):
+    with pytest.raises(SourceError, match=r"GPT2LMHeadModel.*kv_heads"):
         sprat.fit(
             _folder("gpt2", tiny, tmp_path), "50%", tmp_path / "x.sprat", recipe=Recipe(**QUICK, kv_heads=1)
         )

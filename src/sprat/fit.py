@@ -213,7 +213,11 @@ def _fitted(job: Job, limits: Limits, spreads: list[predict.Spread]) -> tuple[se
             measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
             job.progress("held-out check", 1, 1)
         if measured <= TRUST * predicted + NOISE:
-            return fitted, predicted, measured if job.reference is job.source.model else _measured(job, fitted)
+            return (
+                fitted,
+                predicted,
+                measured if job.reference is job.source.model else _measured(job, fitted),
+            )
         _repair(job, attempt, predicted, measured)
         attempt += 1
 

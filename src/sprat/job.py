@@ -172,7 +172,9 @@ def _reduce(job: Job, seed: int) -> None:
     if structure.needs_statistics(job.recipe):
         sense(job, seed)
     with job.stage("structure"):
-        found = structure.reduce(job.source, job.calibration, job.targets.cache, job.recipe, seed, job.progress)
+        found = structure.reduce(
+            job.source, job.calibration, job.targets.cache, job.recipe, seed, job.progress
+        )
     job.source, job.reference, job.calibration = found.source, found.reference, found.text
     job.removed, job.passages = found.removed, found.passages
     job.targets = Targets(job.source, _statistics(job.source, found.text, job.recipe, seed), job.recipe)

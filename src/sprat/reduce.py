@@ -6,7 +6,6 @@ statistics. What was chosen is kept in the cache: a second budget starts at once
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -236,7 +235,9 @@ def _fewer_tokens(
     kept = vocabulary.kept_tokens(tokenizer, score, recipe.vocabulary, _always(source, tokenizer))
     spelling = vocabulary.spelling(tokenizer, kept, len(found.frequency))
     files = vocabulary.files(source.tokenizer_files, vocabulary.trimmed(tokenizer, kept), kept)
-    model = smaller(source.model, Kept(range(len(decoder_layers(source.model)[1])), tokens=torch.from_numpy(kept)))
+    model = smaller(
+        source.model, Kept(range(len(decoder_layers(source.model)[1])), tokens=torch.from_numpy(kept))
+    )
     new = {old: index for index, old in enumerate(kept.tolist())}
     for config in (model.config, model.config.get_text_config(), model.generation_config):
         for name, value in vocabulary.renumbered(vars(config), new).items():

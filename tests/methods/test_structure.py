@@ -1,4 +1,4 @@
-"""What goes and what makes up for it: against least squares, exhaustive search, and planted units that are not needed."""
+"""What goes and what makes up for it: against least squares, exhaustive search, and planted units."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from families import CONFIGS, contexts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import correlated
-from random_llama import tiny
 
+from families import CONFIGS, contexts, tiny_model
+from random_llama import tiny
 from sprat.methods.structure.anatomy import attention, feed_forward
 from sprat.methods.structure.compensate import compensate
 from sprat.methods.structure.layers import least_needed

@@ -63,7 +63,9 @@ def test_old_tokens_are_spelled_in_new_ones(whole):
     small = Tokenizer.from_str(json.dumps(vocabulary.trimmed(whole, kept)))
     big = Tokenizer.from_str(json.dumps(whole))
     for old in range(308):
-        assert small.decode(spelling[old], skip_special_tokens=False) == big.decode([old], skip_special_tokens=False)
+        assert small.decode(spelling[old], skip_special_tokens=False) == big.decode(
+            [old], skip_special_tokens=False
+        )
         if old in kept:
             assert spelling[old] == [kept.tolist().index(old)]
     assert spelling[308:] == [[0]] * 17
@@ -86,11 +88,11 @@ def test_special_tokens_keep_their_meaning(whole, tiny):
 
 @pytest.mark.parametrize("count", [100, 258, 309])
 def test_impossible_sizes_name_the_possible(whole, count):
-    with pytest.raises(RecipeError, match="259.*to 308"):
+    with pytest.raises(RecipeError, match=r"259.*to 308"):
         _kept(whole, count)
 
 
 def test_other_tokenizers_are_refused(whole):
     for change in ({"model": whole["model"] | {"type": "Unigram"}}, {"pre_tokenizer": None}):
-        with pytest.raises(SourceError, match="gemma.*byte-level BPE"):
+        with pytest.raises(SourceError, match=r"gemma.*byte-level BPE"):
             vocabulary.read(json.dumps(whole | change).encode(), "gemma")

@@ -133,10 +133,16 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 def add_structure(parser: argparse.ArgumentParser) -> None:
     """What is removed before anything is rounded: the same for `fit` and `plan`. Each sets a field of the recipe."""
     group = parser.add_argument_group("structural pruning: a smaller model of the same family")
-    group.add_argument("--remove-layers", type=whole, metavar="N", help="remove the N layers that matter least")
+    group.add_argument(
+        "--remove-layers", type=whole, metavar="N", help="remove the N layers that matter least"
+    )
     group.add_argument("--ffn", type=float, metavar="SHARE", help="share of the feed-forward neurons to keep")
-    group.add_argument("--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries")
-    group.add_argument("--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)")
+    group.add_argument(
+        "--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries"
+    )
+    group.add_argument(
+        "--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)"
+    )
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +205,9 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
     """What --recipe, --set and flags of its fields name, the latter winning; None for the defaults."""
-    flags = {name: getattr(arguments, name, None) for name in ("remove_layers", "ffn", "kv_heads", "vocabulary")}
+    flags = {
+        name: getattr(arguments, name, None) for name in ("remove_layers", "ffn", "kv_heads", "vocabulary")
+    }
     settings = _settings(arguments.settings) | {name: v for name, v in flags.items() if v is not None}
     if arguments.recipe is None and not settings:
         return None

@@ -69,7 +69,9 @@ def execute(arguments: argparse.Namespace) -> None:
     )
     if result.bits_per_byte:
         before, after = result.bits_per_byte
-        rows.append(("bits a byte", f"{after:.4f} on the same text, the original {before:.4f} (other tokens)"))
+        rows.append(
+            ("bits a byte", f"{after:.4f} on the same text, the original {before:.4f} (other tokens)")
+        )
     stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
     rows.append(("time", f"{sum(result.seconds.values()):.0f} s ({stages})"))
     for name, value in rows:

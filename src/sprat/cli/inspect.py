@@ -116,7 +116,11 @@ def _structure(removed: Any) -> list[str]:
     """A line for each kind of thing that structural pruning removed, as far as the file says it."""
     if not isinstance(removed, dict):
         return []
-    names = {"ffn": "feed-forward neurons a layer", "kv_heads": "key-value heads a layer", "vocabulary": "tokens"}
+    names = {
+        "ffn": "feed-forward neurons a layer",
+        "kv_heads": "key-value heads a layer",
+        "vocabulary": "tokens",
+    }
     lines = []
     for kind, said in removed.items():
         if not isinstance(said, dict):

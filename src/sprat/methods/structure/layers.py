@@ -1,9 +1,10 @@
 """Which layers can go: those whose absence moves the output least, one after another.
 
-The importance of a layer is KL(original || model without it) on calibration contexts, measured anew behind every removal
-among the layers that were cheapest before: the statistics of single maps say nothing of a whole layer's absence, and
-neighbours cover for each other. Sources: ShortGPT (arXiv 2403.03853) removes layers by how little they turn their input;
-Shortened LLaMA (2402.02834) by the perplexity without them, which is what is done here, for the KL.
+The importance of a layer is KL(original || model without it) on calibration contexts that the statistics saw as well
+(the held-out check keeps its own), measured anew behind every removal among the layers that were cheapest before: the
+statistics of single maps say nothing of a whole layer's absence, and neighbours cover for each other.
+Sources: ShortGPT (arXiv 2403.03853) removes layers by how little they turn their input; Shortened LLaMA (2402.02834)
+by the perplexity without them, which is what is done here, for the KL.
 """
 
 from __future__ import annotations
@@ -54,4 +55,6 @@ def _distribution(walk: Walk, hidden: Tensor) -> Tensor:
 
 def _divergence(original: Tensor, other: Tensor) -> float:
     """Mean KL in nats."""
-    return float(torch.nn.functional.kl_div(other, original, reduction="none", log_target=True).sum(-1).mean())
+    return float(
+        torch.nn.functional.kl_div(other, original, reduction="none", log_target=True).sum(-1).mean()
+    )

@@ -29,7 +29,12 @@ def read(data: bytes, name: str) -> Json:
         found.get("decoder")
     )
     affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-    if model.get("type") != "BPE" or not bytelike or affixes or not set(ByteLevel.alphabet()) <= set(model["vocab"]):
+    if (
+        model.get("type") != "BPE"
+        or not bytelike
+        or affixes
+        or not set(ByteLevel.alphabet()) <= set(model["vocab"])
+    ):
         raise SourceError(
             f"{name}: its tokenizer is no byte-level BPE (GPT-2's, Llama 3's, Qwen's and SmolLM's kind) but "
             f"{model.get('type')}, so its vocabulary cannot be trimmed: keep the recipe's `vocabulary` at 0"
@@ -75,7 +80,9 @@ def trimmed(tokenizer: Json, kept: np.ndarray) -> Json:
     model = out["model"]
     model["vocab"] = {token: new[old] for token, old in model["vocab"].items() if old in new}
     model["merges"] = [
-        merge for merge in model["merges"] if all(t in model["vocab"] for t in (*_pair(merge), "".join(_pair(merge))))
+        merge
+        for merge in model["merges"]
+        if all(t in model["vocab"] for t in (*_pair(merge), "".join(_pair(merge))))
     ]
     out["added_tokens"] = [token | {"id": new[token["id"]]} for token in out["added_tokens"]]
     _renumber(out.get("post_processor"), new)
