@@ -134,3 +134,10 @@ def test_flags_set_the_recipe_and_inspect_says_so(tiny, tmp_path, capsys):
     shown = capsys.readouterr().out
     for line in ("of 2 layers", "32 of 64 feed-forward", "1 of 2 key-value heads", "300 of 320 tokens"):
         assert line in shown
+
+
+def test_a_sweep_on_a_text_does_not_trim_the_vocabulary(tiny, tmp_path):
+    from sprat.sweep import sweep
+
+    with pytest.raises(RecipeError, match="bits per byte"):
+        sweep(tiny.folder, ["50%"], tmp_path / "s", tiny.text, recipe=Recipe(**QUICK, vocabulary=280))

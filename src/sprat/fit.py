@@ -136,7 +136,7 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
         fitted.file.nbytes,
         fitted.level,
         8 * fitted.file.nbytes / job.weights,
-        predicted,
+        job.lost + predicted,
         measured,
         unhealed,
         job.seconds,
@@ -187,7 +187,7 @@ def plan(
         if ram is not None:
             predicted, overhead = bounds.predicted(job, replace(limits, first="ram"), spreads)
             memory = overhead + round(predicted(level))
-        kl = predict.predicted_kl(spreads, level, curve(job.recipe))
+        kl = job.lost + predict.predicted_kl(spreads, level, curve(job.recipe))
         rows.append(PlanRow(limits.file, nbytes, kl, 8 * nbytes / job.weights, level, memory))
     return rows
 
