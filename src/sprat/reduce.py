@@ -55,7 +55,9 @@ class Reduced:
 
     source: the smaller model; its hash is its own. reference: what it is compared with: the original, or, where tokens
     were removed, the original without their rows. text: the calibration text in the tokens that are left. removed: what
-    the file says of it, "kl" among it: what the removal alone costs on held-out text. passages: held-out text, for bits per byte; empty where all tokens stay."""
+    the file says of it, "kl" among it: what the removal alone costs on held-out text. passages: held-out text, for bits
+    per byte; empty where all tokens stay.
+    """
 
     source: Source
     reference: PreTrainedModel
