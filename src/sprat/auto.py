@@ -10,7 +10,6 @@ from sprat import job as jobs
 from sprat import reduce as structure
 from sprat.job import Job
 from sprat.level import planner, predict, search
-from sprat.level.check import held_out_kl
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
 from sprat.recipe import Recipe
@@ -43,10 +42,8 @@ def best(
             spreads = jobs.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
             return trust * jobs.predicted_kl(job, spreads, level)
-        with job.stage("structure"):
-            damage = held_out_kl(job.reference, {}, job.held_out, job.source.model)
         share = _weights(job) / _weights(base.result.job)
-        return damage + trust * _level_kl(base.result, share)
+        return job.lost + trust * _level_kl(base.result, share)
 
     won, considered = planner.choose(plain, others, expected, attempt)
     return won.result, considered

@@ -170,7 +170,7 @@ def _concluded(trial: Trial, out: Path) -> FitResult:
         fitted.file.nbytes,
         fitted.level,
         8 * fitted.file.nbytes / job.weights,
-        trial.predicted,
+        job.lost + trial.predicted,
         measured,
         unhealed,
         job.seconds,
@@ -223,7 +223,7 @@ def plan(
         if ram is not None:
             predicted, overhead = bounds.predicted(job, replace(limits, first="ram"), spreads)
             memory = overhead + round(predicted(level))
-        kl = jobs.predicted_kl(job, spreads, level)
+        kl = job.lost + jobs.predicted_kl(job, spreads, level)
         rows.append(PlanRow(limits.file, nbytes, kl, 8 * nbytes / job.weights, level, memory))
     return rows
 

@@ -103,6 +103,11 @@ class Job:
         }
 
     @property
+    def lost(self) -> float:
+        """KL of the reduced model to the reference on held-out text, before anything is rounded; else 0."""
+        return float(self.removed.get("kl", 0.0))
+
+    @property
     def weights(self) -> int:
         return self.source.original_bytes // 2
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sprat import job as jobs
-from sprat.errors import BudgetError, SpratError, StatisticsError
+from sprat.errors import BudgetError, RecipeError, SpratError, StatisticsError
 from sprat.fit import finish
 from sprat.folders import write_whole
 from sprat.job import Job
@@ -58,6 +58,11 @@ def sweep(
     Raises SpratError where `folder` holds a sweep of something else.
     """
     folder, wanted = Path(folder), [parse_budget(b) if isinstance(b, str) else b for b in budgets]
+    if recipe is not None and recipe.vocabulary and text is not None:
+        raise RecipeError(
+            "a sweep measures the KL on its text, which a file with fewer tokens (the recipe's `vocabulary`) does not "
+            "have to its original: leave the text out, and let `sprat prove` compare bits per byte"
+        )
     settings: dict[str, Any] = {
         "calibrate": [calibrate] if isinstance(calibrate, str) else list(calibrate),
         "seed": seed,
@@ -201,14 +206,14 @@ def _resume(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
 def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The original, which must be the one that is there already."""
     source = job.source
-    if "model" in result and result["model"]["hash"] != source.hash:
+    if "model" in result and result["model"]["hash"] != job.original_hash:
         raise SpratError(
             f"{source.ref} has changed since the first budgets were fitted: choose another folder"
         )
     return {
         "ref": source.ref,
         "name": source.name,
-        "hash": source.hash,
+        "hash": job.original_hash,
         "bytes": source.original_bytes,
         "weights": job.weights,
     }

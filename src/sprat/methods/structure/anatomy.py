@@ -35,7 +35,8 @@ def feed_forward(model: PreTrainedModel) -> dict[int, Part]:
         maps = [m for group in members for m in group.maps]
         *inner, outer = [m for m in maps if _parent(m) == _parent(maps[-1])]
         width = outer.shape[1]
-        if not inner or any(m.shape[0] != width for m in inner) or _strange(model, [*inner, outer]):
+        fine = inner and all(m.shape[0] == width for m in inner) and not _strange(model, [*inner, outer])
+        if not fine or len({_parent(m) for m in maps}) > 2:  # more than attention and this: experts, adapters
             raise SourceError(
                 f"{type(model).__name__}: its feed-forward part is not one that neurons can be removed from (maps "
                 f"whose rows are the {width} columns of {outer.name}): keep the recipe's `ffn` at 1"

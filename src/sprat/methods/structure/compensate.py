@@ -53,32 +53,33 @@ def compensate(
         for index, (layer, end) in enumerate(zip(layers, following, strict=True)):
             for later in range(layer, end):
                 target = _passed(whole, later, target)
-            _refit(cut, index, parts[index].outer, stream, target, strength)
-            stream = _passed(cut, index, stream)
+            stream = _refit(cut, index, parts[index].outer, stream, target, strength)
             progress("refitting", index + 1, len(layers))
 
 
-def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, strength: float) -> None:
+def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, strength: float) -> Tensor:
+    """Refit `last`, the last map of layer `index`; what the layer then makes of `stream`."""
     rows, width = last.shape
     a, c, tokens = torch.zeros(width, width), torch.zeros(rows, width), 0
+    kept = []
     for part in batches(len(stream), BATCH):
         with _silenced(last.module) as seen:
             base = walk.call(index, stream[part])
-        x, y = seen[0]
-        if part.start == 0 and not torch.allclose(
-            base + y, walk.call(index, stream[part]), rtol=0.02, atol=0.1
-        ):
-            return
+        x, y = seen[-1]  # a walk that was never used runs the model once before
+        if not kept and not torch.allclose(base + y, walk.call(index, stream[part]), rtol=0.02, atol=0.1):
+            return _passed(walk, index, stream)
+        kept.append((base, x))
         short = (target[part].float() - base.float() - y.float())[:, SKIP:].flatten(0, 1)
-        x = x[:, SKIP:].flatten(0, 1).float()
-        add_gram(a, x)
-        c += short.T @ x
-        tokens += len(x)
+        inputs = x[:, SKIP:].flatten(0, 1).float()
+        add_gram(a, inputs)
+        c += short.T @ inputs
+        tokens += len(inputs)
     a = shrink(a / tokens, tokens, strength)
     scale = a.diagonal().rsqrt()
     factor = torch.linalg.cholesky(a * scale[:, None] * scale)
     change = torch.cholesky_solve(scale[:, None] * c.T / tokens, factor) * scale[:, None]
     last.set(last.weight().float() + change.T)
+    return torch.cat([base + last.module(x) for base, x in kept])
 
 
 @contextmanager

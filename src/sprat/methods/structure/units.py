@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 #: A step of the greedy removal takes at most one in so many units, so that wide maps do not take hours.
-SHARE = 512
+SHARE = 128
 
 
 def refit(w: Tensor, h: Tensor, keep: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def kept_units(w: Tensor, h: Tensor, g: Tensor, size: int, keep: int) -> Tensor:
     """The `keep` units of `size` inputs each that stay: int64, ascending.
 
     w: (m, n), its inputs in n / size units one behind the other; h: (n, n) positive definite; g: (m,) row weights.
-    Greedy, n / size / 512 units a step (at least one).
+    Greedy, n / size / 128 units a step (at least one).
     """
     units = w.shape[1] // size
     scale = h.double().diagonal().sqrt()
