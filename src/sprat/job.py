@@ -15,7 +15,7 @@ import torch
 from sprat import __version__, methods
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
-from sprat.coding.tensors import Entry
+from sprat.coding.tensors import Entry, Lattice
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
 from sprat.level.check import rebuilt
@@ -24,7 +24,7 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
-from sprat.methods.heal import heal
+from sprat.methods.healer import contexts_a_step, healer, steps, tokens_for
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -36,6 +36,7 @@ from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
+from sprat.training.loop import train
 from sprat.training.schedule import Schedule
 
 #: At this level (√nats) hardly a weight of any model is left.
@@ -59,6 +60,7 @@ class Job:
     calibration: Calibration
     targets: Targets
     progress: Progress
+    seed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -138,7 +140,7 @@ def start(
             "dtype": str(working_dtype()),
         }
     )
-    return Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seconds=seconds)
+    return Job(source, recipe, texts, text, Targets(source, cache, recipe), progress, seed, seconds=seconds)
 
 
 def _calibration(
@@ -205,22 +207,42 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     return rounded, _file(job, rounded, level)
 
 
-def healed(job: Job, fitted: Fitted) -> Fitted:
-    """`fitted` with its scales, norms and biases trained towards the original."""
-    recipe = job.recipe
+def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
+    """`fitted` trained towards the original; as it was where nothing that was trained fits into `size` bytes."""
+    recipe, original = job.recipe, job.source.model
     entries = {**job.targets.dense(), **fitted.rounded.entries}
+    learner = healer(original, rebuilt(original, entries), entries, recipe.heal_deep)
     seconds = 60 * recipe.heal_minutes or None
-    new = heal(
-        job.source.model,
-        rebuilt(job.source.model, entries),
-        entries,
-        list(fitted.rounded.entries),
-        torch.as_tensor(job.calibration.ids)[: -recipe.held_out],
-        Schedule(recipe.heal_rate, None if seconds else recipe.heal, seconds),
+    length = None if seconds else steps(recipe.heal, recipe.heal_deep)
+    train(
+        learner,
+        heal_text(job),
+        Schedule(recipe.heal_rate, length, seconds),
+        accumulate=contexts_a_step(recipe.heal_deep),
+        name="healing",
         progress=job.progress,
     )
-    rounded = replace(fitted.rounded, entries=new)
-    return Fitted(fitted.level, rounded, _file(job, rounded, fitted.level))
+    for new in learner.versions():
+        counts = fitted.rounded.counts
+        if recipe.heal_deep:
+            lattices = (entry.tensor for entry in new.values() if isinstance(entry.tensor, Lattice))
+            counts = entropy.count(lattices, torch.get_num_threads())
+        rounded = replace(fitted.rounded, entries=new, counts=counts)
+        file = _file(job, rounded, fitted.level)
+        if size is None or file.nbytes <= size:
+            return Fitted(fitted.level, rounded, file)
+    return fitted
+
+
+def heal_text(job: Job) -> torch.Tensor:
+    """(contexts, context) int64: the calibration text without what is held out, and more of it for a long healing."""
+    recipe, own = job.recipe, torch.as_tensor(job.calibration.ids)[: -job.recipe.held_out]
+    missing = tokens_for(recipe.heal_minutes) - own.numel()
+    if not recipe.heal_minutes or missing <= 0 or job.calibrate != ["self"]:
+        return own
+    # Another seed: the same one would write the same text again, what is held out included.
+    more = calibration(job.source, job.calibrate, missing, recipe, job.seed + 1, job.progress)
+    return torch.cat([own, torch.as_tensor(more.ids)])
 
 
 def reserve(job: Job) -> int:

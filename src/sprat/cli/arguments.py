@@ -212,13 +212,19 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
     """What --recipe and --set name, the latter winning; None for the defaults."""
-    if arguments.recipe is None and not arguments.settings:
+    healing: dict[str, Any] = {}
+    if length := getattr(arguments, "heal", None):
+        healing["heal_minutes"] = length
+    if deep := getattr(arguments, "deep", False):
+        healing["heal_deep"] = True
+    if arguments.recipe is None and not arguments.settings and not healing:
         return None
     from sprat.recipe import Recipe
 
-    # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
-    defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
-    return Recipe.read(arguments.recipe, _settings(arguments.settings), defaults)
+    # A trellis doubles the integers, which a budget for memory pays for, and lets none move alone, as deep healing
+    # has to: off there unless it is asked for.
+    defaults = {"trellis": 0} if deep or getattr(arguments, "ram", None) else None
+    return Recipe.read(arguments.recipe, {**healing, **_settings(arguments.settings)}, defaults)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

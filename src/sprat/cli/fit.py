@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, add_ram, budget, calibrated
+from sprat.cli.arguments import add_calibration, add_model, add_ram, budget, calibrated, minutes
 from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
@@ -32,6 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
     )
     add_calibration(parser)
+    parser.add_argument(
+        "--heal",
+        type=minutes,
+        metavar="MINUTES",
+        help="train the result towards the model for so long (default: on 32 contexts)",
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="train the integers too, not the scales alone; without a trellis"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> None:

@@ -21,9 +21,6 @@ from torch import Tensor, nn
 
 from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
 from sprat.methods.distil import Teacher, divergence, student_logits
-from sprat.progress import Progress, silent
-from sprat.training.loop import train
-from sprat.training.schedule import Schedule
 
 BETAS = (0.9, 0.95)
 #: Steps an octave that healed scales are stored with, the finest first: the coarser, the fewer bytes.
@@ -111,6 +108,10 @@ class Scales:
         self.optimizer.load_state_dict(state["optimizer"])
         self._show()
 
+    def versions(self) -> Iterator[dict[str, Entry]]:
+        """The entries as trained, the nearest first and each likely smaller than the one before."""
+        return map(self.healed, RESOLUTIONS)
+
     def healed(self, resolution: int | None = None) -> dict[str, Entry]:
         """The entries as trained, scales on the grids that they had or `resolution` steps an octave."""
         healed = {name: _healed(self.entries[name], fs, resolution) for name, fs in self.factors.items()}
@@ -120,27 +121,6 @@ class Scales:
             assert isinstance(tensor, Dense)
             out[name] = replace(self.entries[name], tensor=replace(tensor, array=exact.numpy().copy()))
         return out
-
-
-def heal(
-    original: nn.Module,
-    rounded: nn.Module,
-    entries: Mapping[str, Entry],
-    names: Sequence[str],
-    ids: Tensor,
-    schedule: Schedule,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Entry]:
-    """`entries` with healed scales and dense tensors, on the grids that they had.
-
-    rounded: the model that `entries` stand for; names: the entries whose scales may move, lattices all of them; ids:
-    (contexts, context) int64; schedule: a step a context, its rate Adam's, in nats of a scale. Peak memory: both
-    models, a context's activations and logits, and what the teacher keeps (methods/distil.py).
-    """
-    learner = Scales(Teacher(original), rounded, entries, names)
-    train(learner, ids, schedule, seed=seed, name="healing", progress=progress)
-    return learner.healed()
 
 
 def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
