@@ -175,7 +175,7 @@ def test_a_deep_heal_of_a_trellis_is_refused(made, tmp_path):
     folder, _, text = made
     out = tmp_path / "out.sprat"
     fit(folder, "22kB", out, str(text), recipe=Recipe(context=64, tokens=2048, heal=0))
-    with pytest.raises(SpratError, match="along a trellis of 4 states.*--set trellis=0"):
+    with pytest.raises(SpratError, match=r"along a trellis of 4 states.*--set trellis=0"):
         heal(out, folder, tmp_path / "deep.sprat", contexts=4, deep=True)
     with pytest.raises(RecipeError, match="heal_deep = True is not allowed; it must be false with a trellis"):
         Recipe(heal_deep=True)
@@ -186,6 +186,12 @@ def test_refusals(made, tmp_path):
     stranger = save_model(tmp_path / "stranger", seed=1)
     with pytest.raises(SpratError, match=r"was made from tiny .* not from stranger .* needs the very model"):
         heal(file, stranger, tmp_path / "out.sprat", contexts=1)
+    few = tmp_path / "few.sprat"
+    with container.open(file) as artifact:
+        config, provenance = {**artifact.config, "vocab_size": 100}, artifact.provenance
+        container.write(few, config=config, entries=artifact.entries(), recipe={}, provenance=provenance)
+    with pytest.raises(SpratError, match=r"few.sprat knows 100 tokens, original 320: .* cannot be healed"):
+        heal(few, folder, tmp_path / "out.sprat", contexts=1)
     with pytest.raises(RecipeError, match="one of the two"):
         heal(file, folder, tmp_path / "out.sprat")
     with pytest.raises(RecipeError, match="more than 0 seconds"):

@@ -175,6 +175,12 @@ def _original(artifact: Artifact, against: str | Path, progress: Progress) -> So
             f"{artifact.path.name} was made from {name} (SHA-256 {str(made_from)[:12]}…), not from {source.name} "
             f"({source.hash[:12]}…): healing needs the very model"
         )
+    mine, its = (c.get("vocab_size") for c in (artifact.config, source.config))
+    if mine != its:
+        raise SpratError(
+            f"{artifact.path.name} knows {mine} tokens, {source.name} {its}: their predictions cannot be "
+            "compared, so it cannot be healed"
+        )
     return source
 
 

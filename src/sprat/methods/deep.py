@@ -113,7 +113,7 @@ class Deep:
         by_row = gradient * q  # r k q = W: what both factors of an element change
         factors = self.scales.factors[name]
         for f, part in zip(factors, by_row.sum(1).split(list(entry.rows)), strict=True):
-            f.outputs.grad = part.clone()
+            f.outputs.grad = part.clone() if f.outputs.requires_grad else None
         factors[0].inputs.grad = by_row.sum(0)
         gradient.add_(self.rate.slopes(self._lattice(name), q), alpha=self.price or 0.0)
 

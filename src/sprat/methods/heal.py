@@ -3,8 +3,8 @@
 Rounding leaves W = diag(r) Q diag(k) for every map; Q stays as it is, r and k move, and norms and biases d:
     minimise  KL( p(x) || q_{r,k,d}(x) )  over the calibration text,     r = r0 · exp(b),  k = k0 · exp(a),
 by Adam on a, b and d. Since y = r ⊙ (Q (k ⊙ x)), the factors sit at a map's input and output: no gradient of a weight
-matrix is ever computed, and any family is served by its hooks. An embedding is scaled where tokens enter and where they
-leave.
+matrix is ever computed, and any family is served by its hooks. An embedding's k is at work where tokens enter and where
+they leave; its r stays, a scale a token, most of which the text says nothing of.
 Sources: distillation, Hinton et al. (arXiv 1503.02531); scales alone after rounding: PV-Tuning (2405.14852) section 2
 and OneBit (2402.11295) show how much of the loss continuous parameters win back; Adam (1412.6980).
 """
@@ -62,7 +62,9 @@ class Scales:
                 self.dense[name] = parameter, parameter.detach().float().clone()
                 parameter.requires_grad_(True)
         free = {id(t): t for fs in self.factors.values() for f in fs for t in (f.inputs, f.outputs)}
-        groups: list[dict[str, Any]] = [{"params": list(free.values()), "size": 1.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [t for t in free.values() if t.requires_grad], "size": 1.0}
+        ]
         # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
         groups += [
             {"params": [exact], "size": max(float(exact.square().mean().sqrt()), 1e-3)}
@@ -126,15 +128,12 @@ class Scales:
 def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    inputs = torch.zeros(entry.tensor.shape[1], requires_grad=True)
-    return [
-        _Factors(
-            tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name]),
-            inputs,
-            torch.zeros(rows, requires_grad=True),
-        )
-        for name, rows in zip(entry.maps, entry.rows, strict=True)
-    ]
+    inputs, out = torch.zeros(entry.tensor.shape[1], requires_grad=True), []
+    for name, rows in zip(entry.maps, entry.rows, strict=True):
+        modules = tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name])
+        tokens = any(isinstance(m, nn.Embedding) for m in modules)
+        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens)))
+    return out
 
 
 @contextmanager
