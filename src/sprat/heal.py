@@ -18,11 +18,10 @@ from sprat import job as jobs
 from sprat.coding import container
 from sprat.coding.artifact import Artifact
 from sprat.coding.container import Assembled
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Entry
 from sprat.errors import SpratError
 from sprat.level.check import kl_between, rebuilt
-from sprat.methods.distil import Teacher
-from sprat.methods.heal import RESOLUTIONS, Scales
+from sprat.methods.healer import Healer, contexts_a_step, healer, steps, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -37,8 +36,6 @@ from sprat.training.schedule import Schedule
 
 __all__ = ["HealResult", "heal"]
 
-#: Tokens that are learnt from, where the caller does not say.
-TOKENS = 32768
 #: Seconds between two checkpoints.
 CHECKPOINT_SECONDS = 120.0
 #: Hashes in the sketch of a heal text: each takes eight bytes of the file.
@@ -72,7 +69,8 @@ def heal(
     minutes: float | None = None,
     contexts: int | None = None,
     calibrate: str | Sequence[str] = "self",
-    tokens: int = TOKENS,
+    tokens: int | None = None,
+    deep: bool = False,
     budget: str | Budget | None = None,
     rate: float | None = None,
     seed: int = 0,
@@ -82,37 +80,41 @@ def heal(
     """Train the free parameters of `file` towards the model `against`, from which it was made; write `out`.
 
     minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
-    `tokens` of it are learnt from, and some contexts more compared on. budget: what `out` may weigh, by default what
+    `tokens` of it are learnt from (default: `tokens_for`), and some contexts more compared on. deep: train the integers
+    too, which takes a file without a trellis. budget: what `out` may weigh, by default what
     `file` weighs. rate: of Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes
     on from it. `out` is the better of the two on the text held out.
 
     Raises SpratError where `file` was not made from `against`; RecipeError for no time.
     """
     file, out = Path(file), Path(out)
-    schedule = Schedule(rate or 1.0, steps=contexts, seconds=None if minutes is None else 60 * minutes)
+    length = None if contexts is None else steps(contexts, deep)
+    schedule = Schedule(rate or 1.0, length, None if minutes is None else 60 * minutes)
     if not out.parent.is_dir() or out.is_dir():
         why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise SpratError(f"cannot write {out}: {why}")
     with container.open(file) as artifact:
         recipe = _recipe(artifact)
+        if deep:
+            _refuse_trellis(artifact)
         schedule = Schedule(rate or recipe.heal_rate, schedule.steps, schedule.seconds)
         source = _original(artifact, against, progress)
         size = _size(artifact, source, budget)
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-        text = jobs.calibration(
-            source, texts, tokens + recipe.held_out * recipe.context, recipe, seed, progress
-        )
+        wanted = (tokens or tokens_for(minutes)) + recipe.held_out * recipe.context
+        text = jobs.calibration(source, texts, wanted, recipe, seed, progress)
         learning, held_out = torch.as_tensor(text.ids).split(
             [len(text.ids) - recipe.held_out, recipe.held_out]
         )
         entries = artifact.entries(torch.get_num_threads(), progress)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = kl_between(source.model, rounded, held_out)
-        learner = Scales(Teacher(source.model), rounded, entries, _lattices(entries))
+        learner = healer(source.model, rounded, entries, deep)
         key = {
             "file": artifact.digest,
             "model": source.hash,
             "schedule": str(schedule),
+            "deep": str(deep),
             "seed": str(seed),
             "text": text.hash,
             "version": __version__,
@@ -121,6 +123,7 @@ def heal(
             learner,
             learning,
             schedule,
+            accumulate=contexts_a_step(deep),
             seed=seed,
             checkpoint=Checkpoint(checkpoint_path(out), key, CHECKPOINT_SECONDS),
             resume=resume,
@@ -140,11 +143,10 @@ def heal(
 
 
 def _fitting(
-    artifact: Artifact, learner: Scales, changes: dict[str, Any], size: int
+    artifact: Artifact, learner: Healer, changes: dict[str, Any], size: int
 ) -> tuple[Assembled | None, dict[str, Entry]]:
-    """The finest scales that make the file fit into `size` bytes; no file where none do."""
-    for resolution in RESOLUTIONS:
-        healed = learner.healed(resolution)
+    """The nearest of what was trained that fits into `size` bytes, and its file; none where nothing does."""
+    for healed in learner.versions():
         made = _assembled(artifact, healed, changes)
         if made.nbytes <= size:
             return made, healed
@@ -173,6 +175,12 @@ def _original(artifact: Artifact, against: str | Path, progress: Progress) -> So
             f"{artifact.path.name} was made from {name} (SHA-256 {str(made_from)[:12]}…), not from {source.name} "
             f"({source.hash[:12]}…): healing needs the very model"
         )
+    mine, its = (c.get("vocab_size") for c in (artifact.config, source.config))
+    if mine != its:
+        raise SpratError(
+            f"{artifact.path.name} knows {mine} tokens, {source.name} {its}: their predictions cannot be "
+            "compared, so it cannot be healed"
+        )
     return source
 
 
@@ -183,8 +191,12 @@ def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> in
     return parsed.bytes(source.original_bytes, source.original_bytes // 2)
 
 
-def _lattices(entries: dict[str, Entry]) -> list[str]:
-    return [name for name, entry in entries.items() if isinstance(entry.tensor, Lattice)]
+def _refuse_trellis(artifact: Artifact) -> None:
+    if states := artifact.recipe.get("trellis", 0):
+        raise SpratError(
+            f"{artifact.path.name} was rounded along a trellis of {states} states, on which no integer can move alone: "
+            "deep healing needs a file that was fitted without one (--set trellis=0)"
+        )
 
 
 def _said(

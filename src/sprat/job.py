@@ -17,7 +17,7 @@ from sprat import __version__, methods, sparsity
 from sprat import reduce as structure
 from sprat.coding import container, entropy
 from sprat.coding.container import Assembled
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Entry, lattices
 from sprat.coding.tokenizer import pack
 from sprat.level import predict, rounding
 from sprat.level.check import Passage, rebuilt
@@ -26,7 +26,7 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
-from sprat.methods.heal import heal
+from sprat.methods.healer import contexts_a_step, healer, steps, tokens_for
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -38,6 +38,7 @@ from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
 from sprat.source.maps import groups
 from sprat.source.text import Calibration, calibration_ids
+from sprat.training.loop import train
 from sprat.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Job:
     calibration: Calibration
     targets: Targets
     progress: Progress
-    original_hash: str = ""
+    seed: int
+    original: Source
+    """What was loaded: `source`, but for structural pruning."""
     removed: dict[str, Any] = field(default_factory=dict)
     """What structural pruning removed, as the file says it."""
     passages: list[Passage] = field(default_factory=list)
@@ -96,7 +99,7 @@ class Job:
         return {
             "sprat": __version__,
             "model": self.source.name,
-            "model_sha256": self.original_hash,
+            "model_sha256": self.original.hash,
             "original_bytes": self.source.original_bytes,
             "calibration": said,
             **({"structure": self.removed} if self.removed else {}),
@@ -153,7 +156,7 @@ def start(
     text = _calibration(source, texts, recipe, seed, progress)
     seconds["calibration text"] = time.monotonic() - started
     targets = Targets(source, _statistics(source, text, recipe, seed), recipe)
-    job = Job(source, source.model, recipe, texts, text, targets, progress, source.hash, seconds=seconds)
+    job = Job(source, source.model, recipe, texts, text, targets, progress, seed, source, seconds=seconds)
     if reduced:
         _reduce(job, seed)
         refuse(job.source)
@@ -272,22 +275,42 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     return rounded, _file(job, rounded, level)
 
 
-def healed(job: Job, fitted: Fitted) -> Fitted:
-    """`fitted` with its scales, norms and biases trained towards the original."""
+def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
+    """`fitted` trained towards the original; as it was where nothing that was trained fits into `size` bytes."""
     recipe = job.recipe
     entries = {**job.targets.dense(), **fitted.rounded.entries}
+    learner = healer(job.reference, rebuilt(job.source.model, entries), entries, recipe.heal_deep)
     seconds = 60 * recipe.heal_minutes or None
-    new = heal(
-        job.reference,
-        rebuilt(job.source.model, entries),
-        entries,
-        [name for name, entry in fitted.rounded.entries.items() if isinstance(entry.tensor, Lattice)],
-        torch.as_tensor(job.calibration.ids)[: -recipe.held_out],
-        Schedule(recipe.heal_rate, None if seconds else recipe.heal, seconds),
+    length = None if seconds else steps(recipe.heal, recipe.heal_deep)
+    train(
+        learner,
+        heal_text(job),
+        Schedule(recipe.heal_rate, length, seconds),
+        accumulate=contexts_a_step(recipe.heal_deep),
+        name="healing",
         progress=job.progress,
     )
-    rounded = replace(fitted.rounded, entries=new)
-    return Fitted(fitted.level, rounded, _file(job, rounded, fitted.level))
+    for new in learner.versions():
+        counts = fitted.rounded.counts
+        if recipe.heal_deep:
+            coded = (lattice for entry in new.values() for lattice in lattices(entry.tensor))
+            counts = entropy.count(coded, torch.get_num_threads())
+        rounded = replace(fitted.rounded, entries=new, counts=counts)
+        file = _file(job, rounded, fitted.level)
+        if size is None or file.nbytes <= size:
+            return Fitted(fitted.level, rounded, file)
+    return fitted
+
+
+def heal_text(job: Job) -> torch.Tensor:
+    """(contexts, context) int64: the calibration text without what is held out, and more of it for a long healing."""
+    recipe, own = job.recipe, torch.as_tensor(job.calibration.ids)[: -job.recipe.held_out]
+    missing = tokens_for(recipe.heal_minutes) - own.numel()
+    if not recipe.heal_minutes or missing <= 0 or job.calibrate != ["self"] or recipe.vocabulary:
+        return own
+    # Another seed: the same one would write the same text again, what is held out included.
+    more = calibration(job.original, job.calibrate, missing, recipe, job.seed + 1, job.progress)
+    return torch.cat([own, torch.as_tensor(more.ids)])
 
 
 def reserve(job: Job) -> int:

@@ -62,6 +62,8 @@ class Recipe:
     """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
     heal_minutes: float = 0.0
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
+    heal_deep: bool = False
+    """The integers too (methods/deep.py); only without a trellis."""
     heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
     remove_layers: int = 0
@@ -115,6 +117,7 @@ class Recipe:
             ("sequential_strength", 0 <= self.sequential_strength <= 1, "0 to 1"),
             ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
             ("heal_minutes", 0 <= self.heal_minutes <= 10**5, "0 to 100000"),
+            ("heal_deep", not (self.heal_deep and self.trellis), "false with a trellis (set trellis = 0)"),
             ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
             ("remove_layers", self.remove_layers >= 0, "0 or more"),
             ("ffn", 0 < self.ffn <= 1, "above 0, at most 1"),

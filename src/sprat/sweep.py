@@ -206,14 +206,14 @@ def _resume(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
 def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The original, which must be the one that is there already."""
     source = job.source
-    if "model" in result and result["model"]["hash"] != job.original_hash:
+    if "model" in result and result["model"]["hash"] != job.original.hash:
         raise SpratError(
             f"{source.ref} has changed since the first budgets were fitted: choose another folder"
         )
     return {
         "ref": source.ref,
         "name": source.name,
-        "hash": job.original_hash,
+        "hash": job.original.hash,
         "bytes": source.original_bytes,
         "weights": job.weights,
     }

@@ -45,7 +45,7 @@ def test_version_and_help(run):
         ([], "the following arguments are required: VERB"),
         (
             ["fti"],
-            "unknown verb 'fti' (did you mean 'fit'?): choose from fit, plan, inspect, run, chat, serve",
+            "unknown verb 'fti' (did you mean 'fit'?): choose from fit, heal, plan, inspect, run, chat, serve",
         ),
         (
             ["fit", "m", "--bugdet", "5MB", "-o", "f"],

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 #: Flags that each set the field of the recipe of their name.
-FLAGS = ("method", "sparsity", "remove_layers", "ffn", "kv_heads", "vocabulary")
+FLAGS = (
+    *("method", "sparsity", "remove_layers", "ffn", "kv_heads", "vocabulary"),
+    *("heal_minutes", "heal_deep"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -252,9 +255,10 @@ def recipe(arguments: argparse.Namespace) -> Recipe | None:
         return None
     from sprat.recipe import Recipe
 
-    # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
-    defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
-    return Recipe.read(arguments.recipe, settings, defaults)
+    # A trellis doubles the integers, which a budget for memory pays for, and lets none move alone, as deep healing
+    # has to: off there unless it is asked for.
+    plain = settings.get("heal_deep") or getattr(arguments, "ram", None)
+    return Recipe.read(arguments.recipe, settings, {"trellis": 0} if plain else None)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sprat.cli.arguments import (
     add_structure,
     budget,
     calibrated,
+    minutes,
 )
 from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
@@ -48,6 +49,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_methods(parser)
     add_calibration(parser)
     add_structure(parser)
+    parser.add_argument(
+        "--heal",
+        dest="heal_minutes",
+        type=minutes,
+        metavar="MINUTES",
+        help="train the result towards the model for so long (default: on 32 contexts)",
+    )
+    parser.add_argument(
+        "--deep",
+        dest="heal_deep",
+        action="store_const",
+        const=True,
+        help="train the integers too, not the scales alone; without a trellis",
+    )
 
 
 def execute(arguments: argparse.Namespace) -> None:

@@ -34,7 +34,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--budget", type=budget, metavar="B", help="what it may weigh (default: what FILE weighs)"
     )
     add_text(parser)
-    parser.add_argument("--tokens", type=whole, metavar="N", help="tokens of text to learn from")
+    parser.add_argument(
+        "--tokens",
+        type=whole,
+        metavar="N",
+        help="tokens of text to learn from (default 32768, more for more minutes)",
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="train the integers too, not the scales alone; for a file that was fitted with --set trellis=0",
+    )
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
 
@@ -55,7 +65,8 @@ def execute(arguments: argparse.Namespace) -> None:
                 minutes=arguments.minutes,
                 contexts=arguments.contexts,
                 calibrate=given,
-                tokens=arguments.tokens or healing.TOKENS,
+                tokens=arguments.tokens,
+                deep=arguments.deep,
                 budget=arguments.budget,
                 rate=arguments.rate,
                 seed=arguments.seed,

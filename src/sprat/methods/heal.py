@@ -3,8 +3,8 @@
 Rounding leaves W = diag(r) Q diag(k) for every map; Q stays as it is, r and k move, and norms and biases d:
     minimise  KL( p(x) || q_{r,k,d}(x) )  over the calibration text,     r = r0 · exp(b),  k = k0 · exp(a),
 by Adam on a, b and d. Since y = r ⊙ (Q (k ⊙ x)), the factors sit at a map's input and output: no gradient of a weight
-matrix is ever computed, and any family is served by its hooks. An embedding is scaled where tokens enter and where they
-leave.
+matrix is ever computed, and any family is served by its hooks. An embedding's k is at work where tokens enter and where
+they leave; its r stays, a scale a token, most of which the text says nothing of.
 Sources: distillation, Hinton et al. (arXiv 1503.02531); scales alone after rounding: PV-Tuning (2405.14852) section 2
 and OneBit (2402.11295) show how much of the loss continuous parameters win back; Adam (1412.6980).
 """
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 
 from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
 from sprat.methods.distil import Teacher, divergence, student_logits
-from sprat.progress import Progress, silent
-from sprat.training.loop import train
-from sprat.training.schedule import Schedule
 
 BETAS = (0.9, 0.95)
 #: Steps an octave that healed scales are stored with, the finest first: the coarser, the fewer bytes.
@@ -65,7 +62,9 @@ class Scales:
                 self.dense[name] = parameter, parameter.detach().float().clone()
                 parameter.requires_grad_(True)
         free = {id(t): t for fs in self.factors.values() for f in fs for t in (f.inputs, f.outputs)}
-        groups: list[dict[str, Any]] = [{"params": list(free.values()), "size": 1.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [t for t in free.values() if t.requires_grad], "size": 1.0}
+        ]
         # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
         groups += [
             {"params": [exact], "size": max(float(exact.square().mean().sqrt()), 1e-3)}
@@ -111,6 +110,10 @@ class Scales:
         self.optimizer.load_state_dict(state["optimizer"])
         self._show()
 
+    def versions(self) -> Iterator[dict[str, Entry]]:
+        """The entries as trained, the nearest first and each likely smaller than the one before."""
+        return map(self.healed, RESOLUTIONS)
+
     def healed(self, resolution: int | None = None) -> dict[str, Entry]:
         """The entries as trained, scales on the grids that they had or `resolution` steps an octave."""
         healed = {name: _healed(self.entries[name], fs, resolution) for name, fs in self.factors.items()}
@@ -122,39 +125,15 @@ class Scales:
         return out
 
 
-def heal(
-    original: nn.Module,
-    rounded: nn.Module,
-    entries: Mapping[str, Entry],
-    names: Sequence[str],
-    ids: Tensor,
-    schedule: Schedule,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Entry]:
-    """`entries` with healed scales and dense tensors, on the grids that they had.
-
-    rounded: the model that `entries` stand for; names: the entries whose scales may move, lattices all of them; ids:
-    (contexts, context) int64; schedule: a step a context, its rate Adam's, in nats of a scale. Peak memory: both
-    models, a context's activations and logits, and what the teacher keeps (methods/distil.py).
-    """
-    learner = Scales(Teacher(original), rounded, entries, names)
-    train(learner, ids, schedule, seed=seed, name="healing", progress=progress)
-    return learner.healed()
-
-
 def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    inputs = torch.zeros(entry.tensor.shape[1], requires_grad=True)
-    return [
-        _Factors(
-            tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name]),
-            inputs,
-            torch.zeros(rows, requires_grad=True),
-        )
-        for name, rows in zip(entry.maps, entry.rows, strict=True)
-    ]
+    inputs, out = torch.zeros(entry.tensor.shape[1], requires_grad=True), []
+    for name, rows in zip(entry.maps, entry.rows, strict=True):
+        modules = tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name])
+        tokens = any(isinstance(m, nn.Embedding) for m in modules)
+        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens)))
+    return out
 
 
 @contextmanager

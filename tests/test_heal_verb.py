@@ -11,9 +11,13 @@ from sprat.cli.main import main
 from sprat.coding import container
 from sprat.coding.tensors import Lattice
 from sprat.errors import RecipeError, SpratError
+from sprat.fit import fit
 from sprat.heal import checkpoint_path, heal
+from sprat.methods import healer as healers
+from sprat.methods.heal import Scales
 from sprat.prove.honesty import calibration_overlap
 from sprat.prove.text import read
+from sprat.recipe import Recipe
 from sprat.source.load import load
 from tiny_model import SENTENCES, save_model, write_file
 
@@ -94,7 +98,7 @@ def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch):
     folder, file, _ = made
     whole = heal(file, folder, tmp_path / "whole.sprat", budget="100%", **OPTIONS).path
 
-    class Stopped(healing.Scales):
+    class Stopped(Scales):
         steps = 0
 
         def step(self, rate):
@@ -106,7 +110,7 @@ def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch):
     monkeypatch.setattr(healing, "CHECKPOINT_SECONDS", 0.0)
     out = tmp_path / "out.sprat"
     with monkeypatch.context() as patch:
-        patch.setattr(healing, "Scales", Stopped)
+        patch.setattr(healers, "Scales", Stopped)
         with pytest.raises(KeyboardInterrupt):
             heal(file, folder, out, budget="100%", **OPTIONS)
     assert checkpoint_path(out).is_file()
@@ -136,11 +140,58 @@ def test_prove_can_tell_a_heal_text(made, tmp_path):
     assert calibration_overlap(unknown, [read(text)])["overlap"] == 1.0
 
 
+def test_deep_moves_integers_and_keeps_the_budget(made, tmp_path):
+    folder, file, _ = made
+    size = file.stat().st_size
+    result = heal(file, folder, tmp_path / "out.sprat", contexts=160, tokens=2048, rate=0.01, deep=True)
+    assert result.kept, result.rejected
+    assert result.nbytes == result.path.stat().st_size <= size
+    assert result.kl < 0.9 * result.before_kl
+    with container.open(file) as before, container.open(result.path) as after:
+        moved = [
+            (entry.tensor.q != after.entry(name).tensor.q).mean()
+            for name, entry in before.entries().items()
+            if isinstance(entry.tensor, Lattice)
+        ]
+    assert 0 < np.mean(moved) < 0.5
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_fit_heals_by_the_recipe(made, tmp_path, deep):
+    folder, _, text = made
+    out = tmp_path / "out.sprat"
+    recipe = Recipe(
+        context=64, tokens=2048, trellis=0, heal=0, heal_minutes=0.02, heal_deep=deep, heal_rate=0.01
+    )
+    result = fit(folder, "22kB", out, str(text), recipe=recipe)
+    assert result.nbytes == out.stat().st_size <= 22000
+    assert result.measured_kl <= result.unhealed_kl
+    assert 1 < result.seconds["healing"] < 30
+    with container.open(out) as artifact:
+        assert artifact.recipe["heal_minutes"] == 0.02
+
+
+def test_a_deep_heal_of_a_trellis_is_refused(made, tmp_path):
+    folder, _, text = made
+    out = tmp_path / "out.sprat"
+    fit(folder, "22kB", out, str(text), recipe=Recipe(context=64, tokens=2048, heal=0))
+    with pytest.raises(SpratError, match=r"along a trellis of 4 states.*--set trellis=0"):
+        heal(out, folder, tmp_path / "deep.sprat", contexts=4, deep=True)
+    with pytest.raises(RecipeError, match="heal_deep = True is not allowed; it must be false with a trellis"):
+        Recipe(heal_deep=True)
+
+
 def test_refusals(made, tmp_path):
     folder, file, _ = made
     stranger = save_model(tmp_path / "stranger", seed=1)
     with pytest.raises(SpratError, match=r"was made from tiny .* not from stranger .* needs the very model"):
         heal(file, stranger, tmp_path / "out.sprat", contexts=1)
+    few = tmp_path / "few.sprat"
+    with container.open(file) as artifact:
+        config, provenance = {**artifact.config, "vocab_size": 100}, artifact.provenance
+        container.write(few, config=config, entries=artifact.entries(), recipe={}, provenance=provenance)
+    with pytest.raises(SpratError, match=r"few.sprat knows 100 tokens, original 320: .* cannot be healed"):
+        heal(few, folder, tmp_path / "out.sprat", contexts=1)
     with pytest.raises(RecipeError, match="one of the two"):
         heal(file, folder, tmp_path / "out.sprat")
     with pytest.raises(RecipeError, match="more than 0 seconds"):
