@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sprat import sparsity
 from sprat.coding import entropy
+from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
 from sprat.recipe import Recipe
@@ -48,9 +49,10 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Found:
-    """q: (m, n), r: (m,), and the loss of each row: (m,), w h wᵀ for a row of zeros."""
+    """q: (m, n), where it is coded: (m, n), r: (m,), and the loss of each row: (m,), w h wᵀ for a row of zeros."""
 
     q: Tensor
+    coded: Tensor
     r: Tensor
     loss: Tensor
 
@@ -101,10 +103,10 @@ def _round(
     found: _Found | None = None
     for factors in TURNS:
         k = _grid(k, recipe)
-        candidates = [] if found is None else [_refit(problem, found.q, k)]
+        candidates = [] if found is None else [_refit(problem, found.q, found.coded, k)]
         for factor in factors:
-            q = _rounded(problem, r * factor, k, recipe, threads, zero)
-            candidates.append(_refit(problem, q, k))
+            q, coded = _rounded(problem, r * factor, k, recipe, threads, zero)
+            candidates.append(_refit(problem, q, coded, k))
         found = _best(candidates)
         r = found.r
         total = float((problem.g.double() * found.loss.double()).sum())
@@ -115,18 +117,24 @@ def _round(
     return _lattice(best[1], best[2], recipe)
 
 
-def _rounded(problem: _Problem, r: Tensor, k: Tensor, recipe: Recipe, threads: int, zero: bool) -> Tensor:
+def _rounded(
+    problem: _Problem, r: Tensor, k: Tensor, recipe: Recipe, threads: int, zero: bool
+) -> tuple[Tensor, Tensor]:
+    """The integers for row scales r: (m,) and column scales k: (n,), and where they are coded."""
     m, n = problem.w.shape
     none = np.zeros((2, 1, 3), np.float32)  # no symbol is dearer than another
     grid = Grid(
         k.numpy(), np.zeros(m, np.float32), np.zeros(m, np.uint8), np.zeros(n, np.uint8), none, 0, 1, zero
     )
     zeros = Zeros(sparsity.parse(recipe.sparsity), problem.g.sqrt() * r)
-    q = round_columns(problem.w / r[:, None], problem.u, grid, recipe.block, recipe.feedback, zeros, threads)
-    return torch.from_numpy(q).float()
+    q, pattern = round_columns(
+        problem.w / r[:, None], problem.u, grid, recipe.block, recipe.feedback, zeros, threads
+    )
+    coded = torch.ones(m, n, dtype=torch.bool) if pattern is None else torch.from_numpy(pattern.mask)
+    return torch.from_numpy(q).float(), coded
 
 
-def _refit(problem: _Problem, q: Tensor, k: Tensor) -> _Found:
+def _refit(problem: _Problem, q: Tensor, coded: Tensor, k: Tensor) -> _Found:
     """The row scales that are best for q and k, on which q then stands; a row that they turn round is turned round."""
     a = q * k
     along = (a * problem.wh).sum(1)
@@ -145,6 +153,7 @@ def _best(candidates: list[_Found]) -> _Found:
         mine = chosen == index
         out = _Found(
             torch.where(mine[:, None], candidate.q, out.q),
+            torch.where(mine[:, None], candidate.coded, out.coded),
             torch.where(mine, candidate.r, out.r),
             torch.where(mine, candidate.loss, out.loss),
         )
@@ -174,4 +183,8 @@ def _lattice(found: _Found, k: Tensor, recipe: Recipe) -> Lattice:
     col_class = np.full(found.q.shape[1], OFFSET // 2, np.uint8)
     row = LogScale.nearest(found.r.numpy(), recipe.scale_resolution)
     col = LogScale.nearest(k.numpy(), recipe.scale_resolution)
-    return Lattice(found.q.numpy().astype(np.int16), row, col, row_class, col_class)
+    zeros = sparsity.parse(recipe.sparsity)
+    pattern = None
+    if codable(zeros.kept, zeros.group):
+        pattern = Pattern(zeros.kept, zeros.group, found.coded.numpy())
+    return Lattice(found.q.numpy().astype(np.int16), row, col, row_class, col_class, 0, pattern)
