@@ -1,7 +1,7 @@
 """Which columns of an N:M pattern are coded: a group's choice is one of C(M, N), at log2 C(M, N) bits.
 
-They go through the coder of integers with a table of their own, equal frequencies, which nobody has to send. Plain coding
-of the zeros would cost the binary entropy of N / M a weight instead: 1 bit, not 0.646, for 2:4.
+They go through the coder of integers with a table of their own, equal frequencies, which nobody has to send. Zeros
+coded in place would cost the binary entropy of N / M a weight instead: 1 bit, not 0.646, for 2:4.
 """
 
 from __future__ import annotations

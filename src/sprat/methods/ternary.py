@@ -30,7 +30,7 @@ from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
 #: Row scales that are tried in each turn, by the scale that the last one found.
-TURNS = ((0.75, 1.0, 1.3, 1.7), (0.87, 1.0, 1.15), (0.93, 1.0, 1.07), (0.96, 1.0, 1.04))
+TURNS = ((0.8, 1.05, 1.4), (0.9, 1.1), (0.95, 1.0))
 #: Column scales are at least this share of their median: least squares may ask for none, or a negative one.
 LEAST_COLUMN = 0.05
 
@@ -140,9 +140,8 @@ def _refit(problem: _Problem, q: Tensor, coded: Tensor, k: Tensor) -> _Found:
     along = (a * problem.wh).sum(1)
     square = (a @ problem.h * a).sum(1).clamp_min(1e-30)
     r = along / square
-    return _Found(
-        q * torch.where(r < 0, -1.0, 1.0)[:, None], r.abs().clamp_min(1e-15), problem.energy - r * along
-    )
+    signed = q * torch.where(r < 0, -1.0, 1.0)[:, None]
+    return _Found(signed, coded, r.abs().clamp_min(1e-15), problem.energy - r * along)
 
 
 def _best(candidates: list[_Found]) -> _Found:
