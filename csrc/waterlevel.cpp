@@ -71,7 +71,8 @@ public:
         std::memcpy(&residual_[0][start * stride_], w, sizeof(float) * b_.cols);
         int side = 0;
         const float lambda = b_.row_lambda[row];
-        if (b_.keep) std::memcpy(keep_.data(), b_.keep + row * b_.cols, b_.cols);
+        uint8_t* keep = b_.keep ? b_.keep + row * b_.cols : nullptr;
+        if (keep && !b_.group) std::memcpy(keep_.data(), keep, b_.cols);
         for (int64_t j = 0; j < b_.cols; ++j) {
             if (b_.group && j % b_.group == 0) {
                 const int best = static_cast<int>(std::min_element(cost, cost + S) - cost);
@@ -84,6 +85,7 @@ public:
             std::copy(next_cost, next_cost + S, cost);
             side ^= 1;
         }
+        if (keep && b_.group) std::memcpy(keep, keep_.data(), b_.cols);
         trace(row, w, static_cast<int>(std::min_element(cost, cost + S) - cost));
     }
 
@@ -313,7 +315,7 @@ using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::c
 using Tables = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Inverses = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Mask = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Mask = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Sets = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class Array>

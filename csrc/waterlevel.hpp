@@ -31,7 +31,7 @@ struct Block {
     float* error;             // (rows, cols) out: (w - Q step) / U_jj, for the columns behind this block
 
     // Constraints; none of them by default.
-    const uint8_t* keep = nullptr;  // (rows, cols): 0 where Q must be zero
+    uint8_t* keep = nullptr;        // (rows, cols): 0 where Q must be zero; with a pattern, what was chosen (out)
     int group = 0, removed = 0;     // of every `group` columns `removed` are zero, chosen row by row; 0: no such pattern
     int sets = 0;                   // ways to choose them that are tried; 0: by the diagonal saliency
     const int32_t* set = nullptr;   // (sets, removed): columns in the group, ascending

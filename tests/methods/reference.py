@@ -197,7 +197,8 @@ def extend(
         error = (t - q) * col[j]
         rate = symbol_bits(bits[quantizer], k) if keep else 0.0
         cost = path.cost + (error / u[j, j]) ** 2 + price * rate
-        to = following[k & 1]
+        # Where a pattern has taken the column out nothing is coded.
+        to = state if not keep and parse(recipe.sparsity).group else following[k & 1]
         if to not in best or cost < best[to][0]:
             best[to] = (cost, q, error)
     for to, (cost, q, error) in best.items():

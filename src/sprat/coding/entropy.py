@@ -264,9 +264,5 @@ def _escape_bits(k: np.ndarray) -> np.ndarray:
 
 
 def _operands(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    return (
-        np.ascontiguousarray(lattice.q),
-        np.ascontiguousarray(lattice.row_class),
-        np.ascontiguousarray(lattice.col_class),
-        lattice.trellis,
-    )
+    q, row_class, col_class = map(np.ascontiguousarray, lattice.coded())
+    return q, row_class, col_class, lattice.trellis

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sprat.coding import entropy
+from sprat.coding import choices, entropy
 from sprat.coding.tensors import DENSE_TYPES, TRELLISES, Dense, Lattice, LogScale, pack_floats, unpack_floats
 from sprat.errors import FormatError
 
@@ -53,9 +53,13 @@ def pack_lattice(lattice: Lattice, tables: entropy.Tables, threads: int = 1) -> 
     head = bytearray()
     for value in (m, n, int(m * n - np.count_nonzero(lattice.q)), *(len(v) for v in vectors)):
         head += pack_varint(value)
-    head += bytes(
-        [TRELLISES.index(lattice.trellis) | wide << 2, lattice.row.resolution - 1, lattice.col.resolution - 1]
-    )
+    pattern = lattice.pattern
+    flags = TRELLISES.index(lattice.trellis) | wide << 2 | (pattern is not None) << 3
+    head += bytes([flags, lattice.row.resolution - 1, lattice.col.resolution - 1])
+    if pattern is not None:
+        chosen = choices.encode(pattern, threads)
+        head += bytes([pattern.kept, pattern.group]) + pack_varint(len(chosen))
+        vectors.append(chosen)
     return b"".join([head, *vectors, entropy.encode(lattice, tables, threads)])
 
 
@@ -70,6 +74,8 @@ class LatticeHead:
     dtype: type
     resolutions: tuple[int, int]
     body: int
+    pattern: tuple[int, int, int] = (0, 0, 0)
+    """N, M and the bytes of the choices; zeros where all integers are coded."""
 
 
 def unpack_head(data: bytes | memoryview) -> LatticeHead:
@@ -85,12 +91,20 @@ def unpack_head(data: bytes | memoryview) -> LatticeHead:
     body = at + 3
     if m < 1 or n < 1 or max(m, n) >= 2**31 or zeros > m * n:
         raise FormatError(f"impossible shape {m} x {n} with {zeros} zeros")
-    if flags & 3 == 3 or flags > 7:
+    if flags & 3 == 3 or flags > 15:
         raise FormatError(f"unknown flags {flags}")
-    rest = len(data) - body - sum(lengths)
+    pattern, coded = (0, 0, 0), n
+    if flags & 8:
+        if body + 2 > len(data):
+            raise FormatError("the head is cut off")
+        kept, group = data[body], data[body + 1]
+        size, body = unpack_varint(data, body + 2)
+        choices.check(size, (m, n), kept, group)
+        pattern, coded = (kept, group, size), n // group * kept
+    rest = len(data) - body - sum(lengths) - pattern[2]
     if rest < 0:
         raise FormatError("its vectors are longer than the section")
-    entropy.check_claim(rest, m, n)
+    entropy.check_claim(rest, m, coded)
     row_bytes, col_bytes, row_class, col_class = lengths
     return LatticeHead(
         (m, n),
@@ -100,6 +114,7 @@ def unpack_head(data: bytes | memoryview) -> LatticeHead:
         np.int32 if flags & 4 else np.int16,
         (row_resolution, col_resolution),
         body,
+        pattern,
     )
 
 
@@ -117,12 +132,21 @@ def unpack_lattice(data: bytes | memoryview, tables: entropy.Tables, threads: in
         if vector.min() < 0 or vector.max() > 255:
             raise FormatError("a class outside 0..255")
     row_class, col_class = (vector.astype(np.uint8) for vector in class_vectors)
-    q = entropy.decode(view[at:], head.shape, head.dtype, row_class, col_class, head.trellis, tables, threads)
+    kept, group, length = head.pattern
+    pattern, coded, classes = None, head.shape, col_class
+    if group:
+        pattern = choices.decode(view[at : at + length], head.shape, kept, group, threads)
+        coded, classes = (m, n // group * kept), pattern.classes(col_class)
+    q = entropy.decode(
+        view[at + length :], coded, head.dtype, row_class, classes, head.trellis, tables, threads
+    )
+    if pattern is not None:
+        q = pattern.expand(q)
     if m * n - np.count_nonzero(q) != head.zeros:
         raise FormatError("the number of zeros is not what its head says")
     try:
         scales = LogScale(row, head.resolutions[0]), LogScale(col, head.resolutions[1])
-        return Lattice(q, *scales, row_class, col_class, head.trellis)
+        return Lattice(q, *scales, row_class, col_class, head.trellis, pattern)
     except ValueError as error:
         raise FormatError(str(error)) from None
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sprat.coding.patterns import Pattern
+
 #: Contexts of the entropy coder: in bucket b values of standard deviation 2 ** ((b - ZERO) / 4) were rounded.
 BUCKETS = 64
 ZERO = 24
@@ -64,7 +66,8 @@ class Lattice:
 
     q: (m, n) int16 or int32; row: (m,) scale; col: (n,) scale;
     row_class: (m,) uint8 and col_class: (n,) uint8: which bucket (expected deviation of the coded symbol) the
-    entropy coder uses, see OFFSET; trellis: 0 plain, or 4 or 8 states of dependent quantization along a row.
+    entropy coder uses, see OFFSET; trellis: 0 plain, or 4 or 8 states of dependent quantization along the coded
+    integers of a row; pattern: which those are, where they are not all.
     """
 
     q: np.ndarray
@@ -73,6 +76,7 @@ class Lattice:
     row_class: np.ndarray
     col_class: np.ndarray
     trellis: int = 0
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         if self.q.ndim != 2 or self.q.dtype not in (np.int16, np.int32) or self.q.size == 0:
@@ -91,6 +95,16 @@ class Lattice:
         for name, classes in (("row_class", self.row_class), ("col_class", self.col_class)):
             if classes.dtype != np.uint8:
                 raise ValueError(f"Lattice.{name} must be uint8, not {classes.dtype}")
+        if self.pattern is not None and (
+            self.pattern.mask.shape != self.q.shape or self.q[~self.pattern.mask].any()
+        ):
+            raise ValueError("Lattice.pattern leaves out integers that are not zero")
+
+    def coded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is coded: integers (m, n), or (m, n N / M) of a pattern, and the classes of their rows and columns."""
+        if self.pattern is None:
+            return self.q, self.row_class, self.col_class
+        return self.pattern.compact(self.q), self.row_class, self.pattern.classes(self.col_class)
 
     @property
     def shape(self) -> tuple[int, int]:

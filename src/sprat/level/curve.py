@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,6 +51,8 @@ def curve(recipe: Recipe) -> Curve:
     ]
     counts = entropy.count([lattice for stored in found for lattice in lattices(stored)])
     bits = counts.entropies() / np.maximum(counts.symbols.sum((0, 2)), 1)
+    if (pattern := lattices(found[0])[0].pattern) is not None:
+        bits = (bits * pattern.kept + math.log2(pattern.choices)) / pattern.group
     dense = np.concatenate([stored.dense() for stored in found])
     error = (torch.from_numpy(dense) - w).square().reshape(BUCKETS, -1).mean(1).double().numpy()
     return Curve(np.maximum.accumulate(bits), np.maximum.accumulate(error))

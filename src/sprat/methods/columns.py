@@ -5,7 +5,8 @@ way, with all feedback so far:
     share     the weights of least saliency g_i w_ij² / U_jj², a block of columns at a time (SparseGPT); how many of a
               block, the saliencies before any rounding say for the whole map, so that the share is the map's;
     pattern   N of every M inputs of a row: of all sets S of M - N columns the one whose removal costs least,
-              w_S (A_SS)⁻¹ w_Sᵀ, A = U_ggᵀ U_gg, once all columns that are left make up for it (optimal brain surgeon).
+              w_S (A_SS)⁻¹ w_Sᵀ, A = U_ggᵀ U_gg, once all columns that are left make up for it (optimal brain surgeon);
+              of more sets than are codable, those of the least diagonal saliency.
 The columns that make up for a removal are those not yet rounded, in the group and behind it.
 
 Sources: GPTQ (arXiv 2210.17323) section 3; SparseGPT (2301.00774) sections 3.2 and 3.3; Hassibi and Stork, "Optimal
@@ -23,12 +24,10 @@ import torch
 from torch import Tensor
 
 from sprat import _core
+from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET
 from sprat.errors import StatisticsError
 from sprat.sparsity import Sparsity
-
-#: Sets of a pattern that are weighed one by one; where there are more, the diagonal saliency decides.
-MOST_SETS = 128
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,6 @@ class Zeros:
 
     sparsity: Sparsity = field(default_factory=Sparsity)
     weight: Tensor = field(default_factory=lambda: torch.ones(1))
-    compact: bool = False
-    """Columns that a pattern takes out are not coded: the trellis stands still there."""
 
 
 NO_ZEROS = Zeros()
@@ -77,11 +74,15 @@ def round_columns(
     feedback: bool = True,
     zeros: Zeros = NO_ZEROS,
     threads: int = 1,
-) -> np.ndarray:
-    """The integers (m, n) int32 for w: (m, n), whose columns are in the order of u: (n, n) upper, `block` at a time."""
+) -> tuple[np.ndarray, Pattern | None]:
+    """The integers (m, n) int32 for w: (m, n), whose columns are in the order of u: (n, n) upper, `block` at a time.
+
+    Beside them the pattern of zeros, where one was asked for that can be coded: the trellis then stands still where
+    nothing is coded.
+    """
     m, n = w.shape
     rest = w.contiguous().clone()
-    q = np.empty((m, n), np.int32)
+    q, mask = np.empty((m, n), np.int32), np.ones((m, n), np.uint8)
     state = np.zeros(m, np.uint8)
     pattern = zeros.sparsity
     if pattern.group:
@@ -92,6 +93,7 @@ def round_columns(
         own = u[a:b, a:b] if feedback else torch.diag(u.diagonal()[a:b])
         diagonal = own.diagonal()
         part, error = np.empty((m, b - a), np.int32), np.empty((m, b - a), np.float32)
+        forced = _forced(rest[:, a:b], own, zeros, quota[a // block])
         _core.round_block(
             np.ascontiguousarray(rest[:, a:b].numpy()),
             np.ascontiguousarray((own / diagonal[:, None]).numpy()),
@@ -107,14 +109,15 @@ def round_columns(
             part,
             error,
             threads,
-            **_forced(rest[:, a:b], own, zeros, quota[a // block]),
+            **forced,
             limit=grid.limit,
             zero=grid.zero,
         )
-        q[:, a:b] = part
+        q[:, a:b], mask[:, a:b] = part, forced.get("keep", 1)
         if b < n and feedback:
             rest[:, b:] -= torch.from_numpy(error) @ u[a:b, b:]
-    return q
+    known = codable(pattern.kept, pattern.group)
+    return q, Pattern(pattern.kept, pattern.group, mask.astype(bool)) if known else None
 
 
 def _quota(w: Tensor, u: Tensor, zeros: Zeros, block: int) -> list[int]:
@@ -138,11 +141,12 @@ def _forced(w: Tensor, u: Tensor, zeros: Zeros, quota: int) -> dict:
     pattern = zeros.sparsity
     if pattern.group:
         removed = pattern.group - pattern.kept
-        known = {"group": pattern.group, "removed": removed, "compact": zeros.compact}
-        if math.comb(pattern.group, removed) > MOST_SETS:
+        keep = np.empty(w.shape, np.uint8)  # filled by the kernel
+        known = {"keep": keep, "group": pattern.group, "removed": removed}
+        if not codable(pattern.kept, pattern.group):
             return known
         sets, inverse = removals(u, pattern.group, removed)
-        return {**known, "sets": sets, "inverse": inverse}
+        return {**known, "sets": sets, "inverse": inverse, "compact": True}
     if not quota:
         return {}
     saliency = _saliency(w, u.diagonal(), zeros.weight)

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from sprat import sparsity
 from sprat.coding import entropy
+from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
 #: Row scales that are tried in each turn, by the scale that the last one found.
-TURNS = ((0.75, 1.0, 1.3, 1.7), (0.87, 1.0, 1.15), (0.93, 1.0, 1.07), (0.96, 1.0, 1.04))
+TURNS = ((0.8, 1.05, 1.4), (0.9, 1.1), (0.95, 1.0))
 #: Column scales are at least this share of their median: least squares may ask for none, or a negative one.
 LEAST_COLUMN = 0.05
 
@@ -48,9 +49,10 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Found:
-    """q: (m, n), r: (m,), and the loss of each row: (m,), w h wᵀ for a row of zeros."""
+    """q: (m, n), where it is coded: (m, n), r: (m,), and the loss of each row: (m,), w h wᵀ for a row of zeros."""
 
     q: Tensor
+    coded: Tensor
     r: Tensor
     loss: Tensor
 
@@ -101,10 +103,10 @@ def _round(
     found: _Found | None = None
     for factors in TURNS:
         k = _grid(k, recipe)
-        candidates = [] if found is None else [_refit(problem, found.q, k)]
+        candidates = [] if found is None else [_refit(problem, found.q, found.coded, k)]
         for factor in factors:
-            q = _rounded(problem, r * factor, k, recipe, threads, zero)
-            candidates.append(_refit(problem, q, k))
+            q, coded = _rounded(problem, r * factor, k, recipe, threads, zero)
+            candidates.append(_refit(problem, q, coded, k))
         found = _best(candidates)
         r = found.r
         total = float((problem.g.double() * found.loss.double()).sum())
@@ -115,26 +117,31 @@ def _round(
     return _lattice(best[1], best[2], recipe)
 
 
-def _rounded(problem: _Problem, r: Tensor, k: Tensor, recipe: Recipe, threads: int, zero: bool) -> Tensor:
+def _rounded(
+    problem: _Problem, r: Tensor, k: Tensor, recipe: Recipe, threads: int, zero: bool
+) -> tuple[Tensor, Tensor]:
+    """The integers for row scales r: (m,) and column scales k: (n,), and where they are coded."""
     m, n = problem.w.shape
     none = np.zeros((2, 1, 3), np.float32)  # no symbol is dearer than another
     grid = Grid(
         k.numpy(), np.zeros(m, np.float32), np.zeros(m, np.uint8), np.zeros(n, np.uint8), none, 0, 1, zero
     )
     zeros = Zeros(sparsity.parse(recipe.sparsity), problem.g.sqrt() * r)
-    q = round_columns(problem.w / r[:, None], problem.u, grid, recipe.block, recipe.feedback, zeros, threads)
-    return torch.from_numpy(q).float()
+    q, pattern = round_columns(
+        problem.w / r[:, None], problem.u, grid, recipe.block, recipe.feedback, zeros, threads
+    )
+    coded = torch.ones(m, n, dtype=torch.bool) if pattern is None else torch.from_numpy(pattern.mask)
+    return torch.from_numpy(q).float(), coded
 
 
-def _refit(problem: _Problem, q: Tensor, k: Tensor) -> _Found:
+def _refit(problem: _Problem, q: Tensor, coded: Tensor, k: Tensor) -> _Found:
     """The row scales that are best for q and k, on which q then stands; a row that they turn round is turned round."""
     a = q * k
     along = (a * problem.wh).sum(1)
     square = (a @ problem.h * a).sum(1).clamp_min(1e-30)
     r = along / square
-    return _Found(
-        q * torch.where(r < 0, -1.0, 1.0)[:, None], r.abs().clamp_min(1e-15), problem.energy - r * along
-    )
+    signed = q * torch.where(r < 0, -1.0, 1.0)[:, None]
+    return _Found(signed, coded, r.abs().clamp_min(1e-15), problem.energy - r * along)
 
 
 def _best(candidates: list[_Found]) -> _Found:
@@ -145,6 +152,7 @@ def _best(candidates: list[_Found]) -> _Found:
         mine = chosen == index
         out = _Found(
             torch.where(mine[:, None], candidate.q, out.q),
+            torch.where(mine[:, None], candidate.coded, out.coded),
             torch.where(mine, candidate.r, out.r),
             torch.where(mine, candidate.loss, out.loss),
         )
@@ -174,4 +182,8 @@ def _lattice(found: _Found, k: Tensor, recipe: Recipe) -> Lattice:
     col_class = np.full(found.q.shape[1], OFFSET // 2, np.uint8)
     row = LogScale.nearest(found.r.numpy(), recipe.scale_resolution)
     col = LogScale.nearest(k.numpy(), recipe.scale_resolution)
-    return Lattice(found.q.numpy().astype(np.int16), row, col, row_class, col_class)
+    zeros = sparsity.parse(recipe.sparsity)
+    pattern = None
+    if codable(zeros.kept, zeros.group):
+        pattern = Pattern(zeros.kept, zeros.group, found.coded.numpy())
+    return Lattice(found.q.numpy().astype(np.int16), row, col, row_class, col_class, 0, pattern)

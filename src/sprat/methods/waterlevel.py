@@ -107,7 +107,9 @@ def round_to_level(
         recipe.trellis,
     )
     zeros = Zeros(sparsity.parse(recipe.sparsity), g.clamp_min(0).sqrt() * scale)
-    q = round_columns(w[:, order] / scale[:, None], u, grid, recipe.block, recipe.feedback, zeros, threads)
+    q, pattern = round_columns(
+        w[:, order] / scale[:, None], u, grid, recipe.block, recipe.feedback, zeros, threads
+    )
     back = torch.argsort(order).numpy()
     if np.abs(q).max(initial=0) < 2**15:
         q = q.astype(np.int16)
@@ -118,4 +120,5 @@ def round_to_level(
         steps.row_class,
         np.ascontiguousarray(steps.col_class[back]),
         recipe.trellis,
+        pattern,
     )
