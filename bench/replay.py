@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.files.is_dir():
         parser.error(f"there is no folder {options.files}")
-    proofs, others = found(options.records)
+    proofs, others = find(options.records)
     with fresh_cache() if options.fresh else contextlib.nullcontext(), bars() as progress:
         models: Models = {}
         worst = max(
@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return worst
 
 
-def found(places: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+def find(places: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Folders with a proof, and those of other records with what measures them again."""
-    folders = sorted({path.parent.resolve() for place in places for path in place.rglob("*.json")})
+    found = (path.parent.resolve() for place in places for path in sorted(place.rglob("*.json")))
+    folders = list(dict.fromkeys(found))
     proofs, others = [], []
     for folder in folders:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -168,6 +168,25 @@ def test_a_file_that_is_gone_before_it_was_measured_is_fitted_again(copy, tiny, 
     assert result["rows"][1]["sha256"] == done[1]["rows"][1]["sha256"]
 
 
+def test_a_file_that_is_proven_is_not_measured_again(copy, tiny, starts, done, tmp_path):
+    def forget(result):
+        for row in result["rows"][:2]:
+            del row["metrics"]
+
+    folder = copy(forget)
+    options = {"tokens": 640, "context": 64}
+    proof = sprat.prove(folder / "50pct.sprat", str(tiny.folder), tiny.text, **options)
+    proof.save(tmp_path / "proof")
+    result = again(tiny, folder, proofs=[tmp_path / "proof"])
+    assert starts["proofs"] == ["30pct.sprat"]
+    assert result["rows"][1]["metrics"] == done[1]["rows"][1]["metrics"]
+    assert result["command"].endswith(f"--proofs {tmp_path / 'proof'} --keep")
+    with pytest.raises(SpratError, match="was measured with another text than this sweep"):
+        again(tiny, tmp_path / "other", text=False, proofs=[tmp_path / "proof"])
+    with pytest.raises(SpratError, match="was measured with another tokens than this sweep"):
+        again(tiny, tmp_path / "other", tokens=320, proofs=[tmp_path / "proof"])
+
+
 def test_files_are_left_on_demand_only(copy, tiny):
     folder = copy()
     result = again(tiny, folder, keep=False)

@@ -25,6 +25,7 @@ from sprat.prove import quality
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.proof import prove
+from sprat.prove.replay import load
 from sprat.recipe import Recipe
 from sprat.sizes import Budget, parse_budget
 
@@ -47,11 +48,13 @@ def sweep(
     context: int = 512,
     dtype: str = "float32",
     keep: bool = False,
+    proofs: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Fit `model` into each of `budgets`, measure each on `text`, and write result.json, README.md and curve.svg.
 
     model, calibrate, seed, recipe: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove` does;
-    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too. Returns
+    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too. proofs:
+    records of `sprat.prove` on that text with those settings: a file that one is of is not measured again. Returns
     what result.json holds. Each budget is written as soon as it is known, and one that is there already is not fitted
     again; a budget that cannot be met is a row that says so.
 
@@ -75,17 +78,18 @@ def sweep(
     if text is not None:
         sample = texts.read(text)
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
+    proven = _proven(proofs, fixed)
     result = _resume(folder, fixed)
     rows = {row["budget"]: row for row in result["rows"]}
     every = _distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
-    result["command"] = _command(str(model), every, folder, text, settings, keep)
+    result["command"] = _command(str(model), every, folder, text, settings, keep, proofs)
     missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
     if missing or not result["curve"]:
         job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress)
         _fit(result, job, missing, folder)
         del job  # the measurements need its memory
     if text is not None:
-        _measure(result, folder, model, text, progress)
+        _measure(result, folder, model, text, proven, progress)
     for row in result["rows"]:
         if not keep and "file" in row:
             (folder / row.pop("file")).unlink(missing_ok=True)
@@ -114,16 +118,42 @@ def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Pa
 
 
 def _measure(
-    result: dict[str, Any], folder: Path, model: str | Path, text: str | Path, progress: Progress
+    result: dict[str, Any],
+    folder: Path,
+    model: str | Path,
+    text: str | Path,
+    proven: dict[str, dict[str, Any]],
+    progress: Progress,
 ) -> None:
-    """Prove on the text what is not proven yet, by the result's own settings."""
+    """Prove on the text what is not proven yet, by the result's own settings. proven: as `_proven` gives it."""
     how = {name: result["settings"][name] for name in ("tokens", "context", "seed", "dtype")}
     for row in result["rows"]:
         if "bytes" in row and "metrics" not in row:
-            proof = prove(folder / row["file"], model, text, progress=progress, **how).to_json()
+            proof = proven.get(row["sha256"])
+            if proof is None or proof["against"]["hash"] != result["model"]["hash"]:
+                proof = prove(folder / row["file"], model, text, progress=progress, **how).to_json()
             row |= {"metrics": proof["metrics"], "scored_tokens": proof["settings"]["scored_tokens"]}
             row["warnings"] += proof["warnings"]
             _save(folder, result)
+
+
+def _proven(records: Sequence[str | Path], fixed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """SHA-256 of a file -> its proof, all on the sweep's text and by its settings."""
+    found = {}
+    for record in records:
+        proof = load(record)
+        settings = dict(fixed["settings"])
+        settings["tokens"] = settings["tokens"] or 40 * settings["context"]
+        names = ("tokens", "context", "seed", "dtype")
+        other = [name for name in names if proof["settings"].get(name) != settings[name]]
+        if proof["text"]["sha256"] != fixed.get("text", {}).get("sha256"):
+            other.append("text")
+        if other:
+            raise SpratError(
+                f"the proof {record} was measured with another {other[0]} than this sweep: leave it out"
+            )
+        found[proof["file"]["sha256"]] = proof
+    return found
 
 
 def _fitted(job: Job, spreads: list[predict.Spread], budget: Budget, folder: Path) -> dict[str, Any]:
@@ -238,6 +268,7 @@ def _command(
     text: str | Path | None,
     settings: dict[str, Any],
     keep: bool,
+    proofs: Sequence[str | Path],
 ) -> str:
     """The command line that does the same."""
     words = ["sprat", "sweep", model, "--budgets", ",".join(map(str, budgets)), "--report", str(folder)]
@@ -249,6 +280,7 @@ def _command(
     for name, value in settings["recipe"].items():
         if value != plain[name]:
             words += ["--set", f"{name}={json.dumps(value)}"]
+    words += ["--proofs", *map(str, proofs)] * bool(proofs)
     return shlex.join(words + ["--keep"] * keep)
 
 

@@ -76,6 +76,7 @@ def test_a_record_holds_where_nothing_changed(record):
         assert name in names
     assert "kl of the rarest quarter" in names and "tokens until generations differ" in names
     assert "piqa: accuracy_compressed" in names and "more: difference" in names
+    assert "piqa: difference by bytes" in names
 
 
 def test_a_figure_that_moved_is_within_its_interval_or_different(record, capsys):

@@ -117,8 +117,9 @@ def with_strings(value: Any, text: str) -> Any:
 
 def test_strings_are_never_markup():
     """The page of hostile strings has the very tags and attributes of the page of plain ones."""
-    peers = [peer | {"name": HOSTILE} for peer in proofs.PEERS]
-    calm = page(with_strings(proofs.full(), "calm"), [peer | {"name": "calm" * 24} for peer in proofs.PEERS])
+    peers = [peer | {"name": HOSTILE, "record": HOSTILE, "contexts": 20} for peer in proofs.PEERS]
+    plain = [peer | {"name": "calm" * 24, "record": "calm", "contexts": 20} for peer in proofs.PEERS]
+    calm = page(with_strings(proofs.full(), "calm"), plain)
     found = page(with_strings(proofs.full(), HOSTILE), peers)
     assert "script" not in {tag for tag, _ in found.tags}
     assert found.tags == calm.tags
@@ -178,7 +179,12 @@ def test_any_value_anywhere(data):
                 break
         if isinstance(inner, dict | list):
             inner[place[-1]] = data.draw(JUNK)
-    peers = data.draw(st.lists(st.fixed_dictionaries({"name": JUNK, "bytes": JUNK, "kl": JUNK}), max_size=3))
+    peers = data.draw(
+        st.lists(
+            st.fixed_dictionaries(dict.fromkeys(("name", "bytes", "kl", "record", "contexts"), JUNK)),
+            max_size=3,
+        )
+    )
     page(result, peers + proofs.PEERS)
     compose(Result(result))
 

@@ -132,7 +132,7 @@ def test_hostile_names_neither_run_nor_widen(tmp_path, browse):
             return [spoil(item) for item in value]
         return bad if isinstance(value, str) else value
 
-    write(spoil(proofs.full()), tmp_path, [peer | {"name": bad} for peer in proofs.PEERS])
+    write(spoil(proofs.full()), tmp_path, [peer | {"name": bad, "record": bad} for peer in proofs.PEERS])
     # The page's own policy would stop a script too; without it, escaping alone must.
     page = tmp_path / "index.html"
     text = page.read_text(encoding="utf-8")

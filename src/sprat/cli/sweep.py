@@ -37,6 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="measure each file on this UTF-8 text, not used for calibration (default: calibration text held out)",
     )
+    parser.add_argument(
+        "--proofs",
+        metavar="RECORD",
+        type=Path,
+        action="extend",
+        nargs="+",
+        help="folders of `sprat prove --report` on this text: files that they prove are not measured again",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the .sprat files in DIR too")
     parser.add_argument("--json", action="store_true", help="print result.json instead of a table")
     add_evaluation(parser)
@@ -60,6 +68,7 @@ def execute(arguments: argparse.Namespace) -> None:
             context=arguments.context,
             dtype=arguments.dtype,
             keep=arguments.keep,
+            proofs=arguments.proofs or (),
         )
     if arguments.json:
         terminal.write_json(result)

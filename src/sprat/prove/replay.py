@@ -148,8 +148,10 @@ def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if result.get("generations"):
         found["tokens until generations differ"] = result["generations"]["divergence"]
     for task in result.get("tasks") or []:
-        for figure in ("accuracy_original", "accuracy_compressed", "difference"):
-            found[f"{task['name']}: {figure}"] = task[figure]
+        by_bytes = {f"{name} by bytes": figure for name, figure in task.get("acc_norm", {}).items()}
+        for name, figure in (task | by_bytes).items():
+            if name.startswith(("accuracy_", "difference", "perplexity_")):
+                found[f"{task['name']}: {name}"] = figure
     return {
         name: figure if isinstance(figure, dict) else {"value": figure, "low": None, "high": None}
         for name, figure in found.items()

@@ -28,8 +28,8 @@ BUDGETS = "30MB,40MB,50MB,60MB,80MB"
 TEXT = "evaluation.txt"
 EXAMPLES = """\
 examples:
-  python -m bench.proofs --files ~/proof-files --items 300 --peers records/2026-11-21-quality
-  python -m bench.proofs --only-report --peers records/2026-11-21-quality     README.md and pages anew
+  python -m bench.prove --files ~/proof-files --items 300 --peers records/2026-11-21-quality
+  python -m bench.prove --only-report --peers records/2026-11-21-quality     README.md and pages anew
 
 What you write into remarks.md beside the record's README.md is put into it.
 """
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     today = datetime.date.today().isoformat()
     parser = argparse.ArgumentParser(
-        prog="python -m bench.proofs",
+        prog="python -m bench.prove",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import sprat
-from bench import proofs as bench_proofs
+from bench import prove as bench_prove
 from bench import replay as bench_replay
 from sprat.errors import SpratError
 from tiny_model import write_file
@@ -68,7 +68,7 @@ def test_every_proof_is_replayed_and_other_records_are_named(records, capsys):
 def test_the_record_is_a_table_over_its_proofs_each_the_others_peer(records, capsys):
     folder = records.path / "proofs"
     (folder / "remarks.md").write_text("## What did not work\n\nNothing.\n")
-    assert bench_proofs.main(["--record", str(folder), "--only-report"]) == 0
+    assert bench_prove.main(["--record", str(folder), "--only-report"]) == 0
     text = (folder / "README.md").read_text()
     said = {name: json.loads((folder / name / "result.json").read_text()) for name in ("small", "large")}
     for name, other in (("small", "large"), ("large", "small")):
@@ -88,25 +88,25 @@ def test_the_record_is_a_table_over_its_proofs_each_the_others_peer(records, cap
         f"{said['large']['file']['bytes']:,}"
     )
     with pytest.raises(SpratError, match="holds no proofs"):
-        bench_proofs.write(records.files, [])
-    assert bench_proofs.main(["--record", str(records.files), "--only-report"]) == 1
+        bench_prove.write(records.files, [])
+    assert bench_prove.main(["--record", str(records.files), "--only-report"]) == 1
     assert "holds no proofs" in capsys.readouterr().err
 
 
 def test_measuring_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(bench_proofs, "sprat", lambda words: asked.append(words) or 0)
-    monkeypatch.setattr(bench_proofs, "write", lambda *_: None)
+    monkeypatch.setattr(bench_prove, "sprat", lambda words: asked.append(words) or 0)
+    monkeypatch.setattr(bench_prove, "write", lambda *_: None)
     (tmp_path / "tasks").mkdir()
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / "tasks" / name).touch()
-    for name in (bench_proofs.TEXT, "m-2MB.sprat"):
+    for name in (bench_prove.TEXT, "m-2MB.sprat"):
         (tmp_path / name).touch()
     done = tmp_path / "record" / "1MB"
     done.mkdir(parents=True)
     (done / "result.json").touch()
     arguments = ["m", "--files", str(tmp_path), "--record", str(done.parent), "--budgets", "1MB,2MB,3MB"]
-    assert bench_proofs.main(arguments) == 0
+    assert bench_prove.main(arguments) == 0
     assert [words[:2] for words in asked] == [
         ["prove", "m-2MB.sprat"],
         ["fit", "m"],
