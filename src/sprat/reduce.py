@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +217,7 @@ def _refitted(
 def _local(
     before: dict[int, Part],
     after: dict[int, Part],
-    columns: dict[int, Tensor],
+    columns: Mapping[int, Tensor],
     kept: Kept,
     statistics: Cache,
     recipe: Recipe,
@@ -254,7 +254,7 @@ def _fewer_tokens(
     before, after = [], []
     for row, spelled in zip(text.ids[-recipe.held_out :].tolist(), rows[-recipe.held_out :], strict=True):
         half = len(row) // 2
-        size = len(source.tokenizer.decode(row[half:]).encode())
+        size = len(str(source.tokenizer.decode(row[half:])).encode())
         before.append(Passage(torch.tensor(row), half, size))
         after.append(Passage(torch.tensor(spelled), sum(len(spelling[t]) for t in row[:half]), size))
     said = {
