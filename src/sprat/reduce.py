@@ -32,7 +32,7 @@ from sprat.sense.shrink import shrink
 from sprat.sense.statistics import GroupStatistics, HeadStatistics
 from sprat.sense.walk import Walk
 from sprat.source.load import Source, config_of, tokenizer_of
-from sprat.source.maps import decoder_layers
+from sprat.source.maps import Map, decoder_layers
 from sprat.source.text import Calibration
 
 if TYPE_CHECKING:
@@ -200,17 +200,15 @@ def _refitted(
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """The smaller model, and those of its weights that are not the original's."""
     small = smaller(model, kept)
-    changed = []
+    changed: list[Map] = []
     if kept.groups:
         size = attention(model)[0].outer.shape[1] // model.config.get_text_config().num_key_value_heads
         columns = {layer: spread(units, size) for layer, units in kept.groups.items()}
         changed += _local(attention(model), attention(small), columns, kept, statistics, recipe)
-    parts = feed_forward(small) if kept.neurons or recipe.remove_layers else {}
     if kept.neurons:
-        _local(feed_forward(model), parts, kept.neurons, kept, statistics, recipe)
+        changed += _local(feed_forward(model), feed_forward(small), kept.neurons, kept, statistics, recipe)
     if kept.neurons or kept.groups or recipe.remove_layers:
-        compensate(model, small, kept.layers, ids, recipe.shrinkage, progress)
-        changed += [part.outer for part in feed_forward(small).values()]
+        changed += compensate(model, small, kept.layers, ids, recipe.shrinkage, progress)
     return small, {m.name: m.parameter.detach().clone() for m in changed}
 
 
@@ -221,8 +219,8 @@ def _local(
     kept: Kept,
     statistics: Cache,
     recipe: Recipe,
-) -> list[Any]:
-    """Refit the outer maps on the original's own inputs."""
+) -> list[Map]:
+    """Refit the outer maps on the original's own inputs; which they are."""
     for new, old in enumerate(kept.layers):
         found: GroupStatistics = statistics.get(f"layer/{old}", GroupStatistics)[before[old].outer.name]
         h = shrink(found.h, found.tokens, recipe.shrinkage)
