@@ -140,7 +140,7 @@ def reduce(
         model, refitted = _refitted(reference, kept, statistics, learning, recipe, progress)
         held_out = torch.as_tensor(text.ids)[-recipe.held_out :]
         lost = held_out_kl(reference, {}, held_out, model)
-        choice = {"kl": torch.tensor([lost]), **_flat(kept)}
+        choice = {"kl": torch.tensor([lost], dtype=torch.float64), **_flat(kept)}
         cache.put("choice", {name: Stored(value) for name, value in choice.items()})
         cache.put("weights", {name: Stored(value) for name, value in refitted.items()})
     layers = len(decoder_layers(reference)[1])
