@@ -19,7 +19,9 @@ from sprat.run.export import export
 from sprat.run.model import to_torch
 from sprat.run.native import NativeEngine
 
-QUICK = {"context": 32, "tokens": 1024, "heal": 0}
+
+def quick(**settings: object) -> Recipe:
+    return Recipe.from_dict({"context": 32, "tokens": 1024, "heal": 0} | settings)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def _folder(family, tiny, tmp_path):
 def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
     folder, file = _folder(family, tiny, tmp_path), tmp_path / "small.sprat"
     heads = 0 if "gpt2" in family else 1
-    recipe = Recipe(**QUICK, remove_layers=1, ffn=0.5, kv_heads=heads)
+    recipe = quick(remove_layers=1, ffn=0.5, kv_heads=heads)
 
     result = sprat.fit(folder, "40%", file, seed=3, recipe=recipe)
 
@@ -62,7 +64,7 @@ def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
 
 def test_fewer_tokens_are_compared_in_bits_per_byte(tiny, tmp_path):
     folder, file = _folder("qwen3", tiny, tmp_path), tmp_path / "small.sprat"
-    options = {"seed": 3, "recipe": Recipe(**QUICK, vocabulary=280, ffn=0.75)}
+    options = {"seed": 3, "recipe": quick(vocabulary=280, ffn=0.75)}
     result = sprat.fit(folder, "60%", file, **options)
     again = sprat.fit(
         folder, "60%", tmp_path / "again.sprat", **options
@@ -94,9 +96,7 @@ def test_neurons_that_copy_others_go_for_nothing(tiny, tmp_path):
                 weight = getattr(layer.mlp, name).weight
                 weight[1::2] = weight[::2]
     model.save_pretrained(folder)
-    result = sprat.fit(
-        folder, "90%", tmp_path / "x.sprat", recipe=Recipe(**QUICK, ffn=0.5, shrinkage=1e-3), seed=3
-    )
+    result = sprat.fit(folder, "90%", tmp_path / "x.sprat", recipe=quick(ffn=0.5, shrinkage=1e-3), seed=3)
     assert result.measured_kl < 1e-3  # half the neurons at random: above 0.3
 
 
@@ -109,18 +109,16 @@ def test_what_there_is_not_is_refused(tiny, tmp_path):
         ({"vocabulary": 400}, "259.*to 308"),
     ):
         with pytest.raises(RecipeError, match=said):
-            sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=Recipe(**QUICK, **settings))
+            sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=quick(**settings))
     for settings in ({"ffn": 0.0}, {"ffn": 1.5}, {"remove_layers": -1}, {"kv_heads": -1}, {"vocabulary": -1}):
         with pytest.raises(RecipeError, match=next(iter(settings))):
-            Recipe(**settings)
+            Recipe.from_dict(settings)
     assert not (tmp_path / "x.sprat").exists()
 
 
 def test_families_without_groups_are_refused_by_name(tiny, tmp_path):
     with pytest.raises(SourceError, match=r"GPT2LMHeadModel.*kv_heads"):
-        sprat.fit(
-            _folder("gpt2", tiny, tmp_path), "50%", tmp_path / "x.sprat", recipe=Recipe(**QUICK, kv_heads=1)
-        )
+        sprat.fit(_folder("gpt2", tiny, tmp_path), "50%", tmp_path / "x.sprat", recipe=quick(kv_heads=1))
 
 
 def test_flags_set_the_recipe_and_inspect_says_so(tiny, tmp_path, capsys):
@@ -140,4 +138,4 @@ def test_a_sweep_on_a_text_does_not_trim_the_vocabulary(tiny, tmp_path):
     from sprat.sweep import sweep
 
     with pytest.raises(RecipeError, match="bits per byte"):
-        sweep(tiny.folder, ["50%"], tmp_path / "s", tiny.text, recipe=Recipe(**QUICK, vocabulary=280))
+        sweep(tiny.folder, ["50%"], tmp_path / "s", tiny.text, recipe=quick(vocabulary=280))

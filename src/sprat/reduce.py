@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from sprat.sense.shrink import shrink
 from sprat.sense.statistics import GroupStatistics, HeadStatistics
 from sprat.sense.walk import Walk
 from sprat.source.load import Source, config_of, tokenizer_of
-from sprat.source.maps import decoder_layers
+from sprat.source.maps import Map, decoder_layers
 from sprat.source.text import Calibration
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def reduce(
         model, refitted = _refitted(reference, kept, statistics, learning, recipe, progress)
         held_out = torch.as_tensor(text.ids)[-recipe.held_out :]
         lost = held_out_kl(reference, {}, held_out, model)
-        choice = {"kl": torch.tensor([lost]), **_flat(kept)}
+        choice = {"kl": torch.tensor([lost], dtype=torch.float64), **_flat(kept)}
         cache.put("choice", {name: Stored(value) for name, value in choice.items()})
         cache.put("weights", {name: Stored(value) for name, value in refitted.items()})
     layers = len(decoder_layers(reference)[1])
@@ -200,29 +200,27 @@ def _refitted(
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """The smaller model, and those of its weights that are not the original's."""
     small = smaller(model, kept)
-    changed = []
+    changed: list[Map] = []
     if kept.groups:
         size = attention(model)[0].outer.shape[1] // model.config.get_text_config().num_key_value_heads
         columns = {layer: spread(units, size) for layer, units in kept.groups.items()}
         changed += _local(attention(model), attention(small), columns, kept, statistics, recipe)
-    parts = feed_forward(small) if kept.neurons or recipe.remove_layers else {}
     if kept.neurons:
-        _local(feed_forward(model), parts, kept.neurons, kept, statistics, recipe)
+        changed += _local(feed_forward(model), feed_forward(small), kept.neurons, kept, statistics, recipe)
     if kept.neurons or kept.groups or recipe.remove_layers:
-        compensate(model, small, kept.layers, ids, recipe.shrinkage, progress)
-        changed += [part.outer for part in feed_forward(small).values()]
+        changed += compensate(model, small, kept.layers, ids, recipe.shrinkage, progress)
     return small, {m.name: m.parameter.detach().clone() for m in changed}
 
 
 def _local(
     before: dict[int, Part],
     after: dict[int, Part],
-    columns: dict[int, Tensor],
+    columns: Mapping[int, Tensor],
     kept: Kept,
     statistics: Cache,
     recipe: Recipe,
-) -> list[Any]:
-    """Refit the outer maps on the original's own inputs."""
+) -> list[Map]:
+    """Refit the outer maps on the original's own inputs; which they are."""
     for new, old in enumerate(kept.layers):
         found: GroupStatistics = statistics.get(f"layer/{old}", GroupStatistics)[before[old].outer.name]
         h = shrink(found.h, found.tokens, recipe.shrinkage)
@@ -254,7 +252,7 @@ def _fewer_tokens(
     before, after = [], []
     for row, spelled in zip(text.ids[-recipe.held_out :].tolist(), rows[-recipe.held_out :], strict=True):
         half = len(row) // 2
-        size = len(source.tokenizer.decode(row[half:]).encode())
+        size = len(str(source.tokenizer.decode(row[half:])).encode())
         before.append(Passage(torch.tensor(row), half, size))
         after.append(Passage(torch.tensor(spelled), sum(len(spelling[t]) for t in row[:half]), size))
     said = {

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sprat.methods.structure.anatomy import feed_forward
 from sprat.progress import Progress, silent
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import SKIP, add_gram
+from sprat.sense.statistics import SKIP, add_gram, layer_groups
 from sprat.sense.walk import Walk, batches
-from sprat.source.maps import Map
+from sprat.source.maps import Map, groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,11 +39,14 @@ def compensate(
     ids: Tensor,
     strength: float,
     progress: Progress = silent,
-) -> None:
-    """Change the last map of each layer of `small` in place. layers: which of the original's they are, ascending;
-    ids: (contexts, context) int64; strength: of the shrinkage. Peak memory: both models and three boundaries."""
+) -> list[Map]:
+    """Change the last map of each layer of `small` in place, and say which these are.
+
+    layers: which of the original's the layers are, ascending; ids: (contexts, context) int64; strength: of the
+    shrinkage. Peak memory: both models and three boundaries of hidden states.
+    """
     whole, cut = Walk(original, ids), Walk(small, ids)
-    parts = feed_forward(small)
+    last = [members[-1].maps[-1] for members in layer_groups(groups(small)).values()]
     target, stream = _embedded(whole), _embedded(cut)
     following = [*layers[1:], len(whole.layers)]
     with torch.no_grad():
@@ -53,8 +55,9 @@ def compensate(
         for index, (layer, end) in enumerate(zip(layers, following, strict=True)):
             for later in range(layer, end):
                 target = _passed(whole, later, target)
-            stream = _refit(cut, index, parts[index].outer, stream, target, strength)
+            stream = _refit(cut, index, last[index], stream, target, strength)
             progress("refitting", index + 1, len(layers))
+    return last
 
 
 def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, strength: float) -> Tensor:

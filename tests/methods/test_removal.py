@@ -59,6 +59,19 @@ def test_greedy_is_near_the_best_of_all(size):
         assert found < sorted(all_of_them)[len(all_of_them) // 4]
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_planted_dead_units_go_first(size):
+    """One that nothing reads, one that is never active, one whose readers matter to nobody."""
+    w, h, g = correlated(10, 9 * size, seed=2, rho=0.2)
+    unread, silent, moot = (slice(u * size, (u + 1) * size) for u in (1, 4, 6))
+    w[:, unread] = 0
+    h[silent] *= 1e-5
+    h[:, silent] *= 1e-5
+    w[1:, moot] = 0
+    g[0] = 1e-9
+    assert kept_units(w, h, g, size, 6).tolist() == [0, 2, 3, 5, 7, 8]
+
+
 def test_a_copy_of_other_inputs_goes_first_and_for_nothing():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(500, 12, generator=generator)
