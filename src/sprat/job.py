@@ -24,7 +24,7 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
-from sprat.methods.healer import contexts_a_step, healer, steps, tokens_for
+from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -211,17 +211,19 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
     """`fitted` trained towards the original; as it was where nothing that was trained fits into `size` bytes."""
     recipe, original = job.recipe, job.source.model
     entries = {**job.targets.dense(), **fitted.rounded.entries}
-    learner = healer(original, rebuilt(original, entries), entries, recipe.heal_deep)
+    model = rebuilt(original, entries)
     seconds = 60 * recipe.heal_minutes or None
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
-    train(
-        learner,
-        heal_text(job),
-        Schedule(recipe.heal_rate, length, seconds),
-        accumulate=contexts_a_step(recipe.heal_deep),
-        name="healing",
-        progress=job.progress,
-    )
+    with telling(memory(model, entries, recipe.heal_deep, recipe.context)):
+        learner = healer(original, model, entries, recipe.heal_deep)
+        train(
+            learner,
+            heal_text(job),
+            Schedule(recipe.heal_rate, length, seconds),
+            accumulate=contexts_a_step(recipe.heal_deep),
+            name="healing",
+            progress=job.progress,
+        )
     for new in learner.versions():
         counts = fitted.rounded.counts
         if recipe.heal_deep:
