@@ -191,7 +191,7 @@ def test_memory_that_ends_is_told_with_what_was_needed(made, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(Scales, "learn", learn)
-    with pytest.raises(SpratError, match=r"out of memory: this healing takes about [\d.]+ MB"):
+    with pytest.raises(SpratError, match=r"out of memory: this healing takes about [\d.]+ kB"):
         heal(file, folder, tmp_path / "out.sprat", **OPTIONS)
     assert not list(tmp_path.iterdir())
 
