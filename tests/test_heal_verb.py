@@ -181,6 +181,21 @@ def test_a_deep_heal_of_a_trellis_is_refused(made, tmp_path):
         Recipe(heal_deep=True)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")]
+)
+def test_memory_that_ends_is_told_with_what_was_needed(made, tmp_path, monkeypatch, error):
+    folder, file, _ = made
+
+    def learn(*_):
+        raise error
+
+    monkeypatch.setattr(Scales, "learn", learn)
+    with pytest.raises(SpratError, match=r"out of memory: this healing takes about [\d.]+ kB"):
+        heal(file, folder, tmp_path / "out.sprat", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals(made, tmp_path):
     folder, file, _ = made
     stranger = save_model(tmp_path / "stranger", seed=1)

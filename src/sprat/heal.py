@@ -21,7 +21,7 @@ from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import SpratError
 from sprat.level.check import kl_between, rebuilt
-from sprat.methods.healer import Healer, contexts_a_step, healer, steps, tokens_for
+from sprat.methods.healer import Healer, contexts_a_step, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -109,7 +109,6 @@ def heal(
         entries = artifact.entries(torch.get_num_threads(), progress)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = kl_between(source.model, rounded, held_out)
-        learner = healer(source.model, rounded, entries, deep)
         key = {
             "file": artifact.digest,
             "model": source.hash,
@@ -119,17 +118,19 @@ def heal(
             "text": text.hash,
             "version": __version__,
         }
-        points = train(
-            learner,
-            learning,
-            schedule,
-            accumulate=contexts_a_step(deep),
-            seed=seed,
-            checkpoint=Checkpoint(checkpoint_path(out), key, CHECKPOINT_SECONDS),
-            resume=resume,
-            name="healing",
-            progress=progress,
-        )
+        with telling(memory(rounded, entries, deep, recipe.context)):
+            learner = healer(source.model, rounded, entries, deep)
+            points = train(
+                learner,
+                learning,
+                schedule,
+                accumulate=contexts_a_step(deep),
+                seed=seed,
+                checkpoint=Checkpoint(checkpoint_path(out), key, CHECKPOINT_SECONDS),
+                resume=resume,
+                name="healing",
+                progress=progress,
+            )
         changes = {"heal": _said(source, texts, text, learning, points)}
         made, healed = _fitting(artifact, learner, changes, size)
         after = before if made is None else kl_between(source.model, rebuilt(rounded, healed), held_out)

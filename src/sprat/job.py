@@ -26,7 +26,7 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
-from sprat.methods.healer import contexts_a_step, healer, steps, tokens_for
+from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -279,17 +279,19 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
     """`fitted` trained towards the original; as it was where nothing that was trained fits into `size` bytes."""
     recipe = job.recipe
     entries = {**job.targets.dense(), **fitted.rounded.entries}
-    learner = healer(job.reference, rebuilt(job.source.model, entries), entries, recipe.heal_deep)
+    model = rebuilt(job.source.model, entries)
     seconds = 60 * recipe.heal_minutes or None
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
-    train(
-        learner,
-        heal_text(job),
-        Schedule(recipe.heal_rate, length, seconds),
-        accumulate=contexts_a_step(recipe.heal_deep),
-        name="healing",
-        progress=job.progress,
-    )
+    with telling(memory(model, entries, recipe.heal_deep, recipe.context)):
+        learner = healer(job.reference, model, entries, recipe.heal_deep)
+        train(
+            learner,
+            heal_text(job),
+            Schedule(recipe.heal_rate, length, seconds),
+            accumulate=contexts_a_step(recipe.heal_deep),
+            name="healing",
+            progress=job.progress,
+        )
     for new in learner.versions():
         counts = fitted.rounded.counts
         if recipe.heal_deep:

@@ -85,6 +85,26 @@ def test_a_wrong_command_line_is_refused(run, argv, message):
             "stands alone",
         ),
         (["fit", "m", "--budget", "5MB", "-o", "f", "--set", "trellis"], "--set wants KEY=VALUE"),
+        (
+            ["fit", "m", "--budget", "5MB", "-o", "f", "--heal", "0"],
+            "argument --heal: '0' is no number of minutes above 0",
+        ),
+        (
+            ["fit", "m", "--budget", "5MB", "-o", "f", "--deep", "--set", "trellis=4"],
+            "recipe: heal_deep = True is not allowed; it must be false with a trellis",
+        ),
+        (
+            ["heal", "f", "--against", "m", "-o", "g"],
+            "one of the arguments --minutes --contexts is required",
+        ),
+        (
+            ["heal", "f", "--against", "m", "-o", "g", "--minutes", "nan"],
+            "argument --minutes: 'nan' is no number of minutes above 0",
+        ),
+        (
+            ["heal", "f", "--against", "m", "-o", "g", "--contexts", "4", "--rate", "2"],
+            "--rate 2 is not allowed; it must be above 0, at most 0.1",
+        ),
         (["fit", "m", "--budget", "5MB", "-o", "f", "--set", "trelis=4"], "did you mean 'trellis'?"),
         (["plan", "m", "--budgets", "5MB", "--set", "order=up"], "order = 'up' is not allowed"),
         (["plan", "m", "--budgets", "5MB", "--recipe", "absent.toml"], "recipe absent.toml: No such file"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from sprat.coding.tensors import Entry, Lattice
+from sprat.errors import SpratError
 from sprat.methods.deep import Deep
 from sprat.methods.distil import Teacher
 from sprat.methods.heal import Scales
+from sprat.sizes import format_bytes
 
 Healer = Scales | Deep
 
@@ -37,3 +41,29 @@ def steps(contexts: int, deep: bool) -> int:
 def tokens_for(minutes: float | None) -> int:
     """Tokens to learn from in so many minutes: what is seen again and again is learnt by heart."""
     return max(TOKENS, min(int(TOKENS_A_MINUTE * (minutes or 0)), MOST_TOKENS))
+
+
+def memory(rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, context: int) -> int:
+    """Bytes that a healing takes, about: both models, a context's pass, and with `deep` gradients and latents."""
+    size = next(rounded.parameters()).itemsize
+    parameters = sum(p.numel() for p in rounded.parameters())
+    shapes = [entry.tensor.shape for entry in entries.values() if isinstance(entry.tensor, Lattice)]
+    widths, vocabulary = sum(map(sum, shapes)), max(rows for rows, _ in shapes)
+    of_context = 2 * size * context * (widths + 2 * vocabulary)
+    return 2 * size * parameters + of_context + deep * (size + 8) * parameters
+
+
+@contextmanager
+def telling(nbytes: int) -> Iterator[None]:
+    """Memory that ends here becomes a SpratError that says how much was needed."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, on the CPU a nameless one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(
+            error
+        ):
+            raise
+        raise SpratError(
+            f"out of memory: this healing takes about {format_bytes(nbytes)}; the integers (--deep) and long contexts "
+            "(the recipe's `context`) are most of it"
+        ) from error
