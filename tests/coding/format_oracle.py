@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import struct
 import zlib
@@ -239,6 +240,17 @@ def integers(
     return out
 
 
+def pattern(data: bytes, m: int, n: int, kept: int, group: int) -> list[list[int]]:
+    """The columns that are coded, row by row."""
+    sets = list(itertools.combinations(range(group), kept))
+    share, rest = divmod(M - 1, len(sets))
+    f = [share + (i < rest) for i in range(len(sets))] + [0] * (127 - len(sets)) + [1]
+    ranks = integers(data, m, n // group, [128] * m, [31] * (n // group), 0, {(0, 31): f})
+    return [
+        [g * group + column for g, rank in enumerate(line) for column in sets[rank + 63]] for line in ranks
+    ]
+
+
 def lattice(data: bytes, freq: dict) -> dict:
     head, at = [], 0
     for _ in range(7):
@@ -247,12 +259,26 @@ def lattice(data: bytes, freq: dict) -> dict:
     m, n, zeros, *lengths = head
     flags, a, b = data[at], data[at + 1] + 1, data[at + 2] + 1
     at += 3
+    kept, group, choices = 0, 1, 0
+    if flags & 8:
+        kept, group = data[at], data[at + 1]
+        choices, at = varint(data, at + 2)
     vectors = []
     for length, size in zip(lengths, (m, n, m, n), strict=True):
         vectors.append(vector(data[at : at + length], size))
         at += length
     row, col, row_class, col_class = vectors
-    q = integers(data[at:], m, n, row_class, col_class, flags & 3, freq)
+    if flags & 8:
+        stay = pattern(data[at : at + choices], m, n, kept, group)
+        sums = [sum(col_class[j : j + group]) for j in range(0, n, group)]
+        classes = [(2 * total + group) // (2 * group) for total in sums for _ in range(kept)]
+        coded = integers(data[at + choices :], m, len(classes), row_class, classes, flags & 3, freq)
+        q = [[0] * n for _ in range(m)]
+        for line, columns, values in zip(q, stay, coded, strict=True):
+            for j, value in zip(columns, values, strict=True):
+                line[j] = value
+    else:
+        q = integers(data[at:], m, n, row_class, col_class, flags & 3, freq)
     assert zeros == sum(v == 0 for line in q for v in line)
     return {"q": q, "row": row, "col": col, "resolution": (a, b), "trellis": (0, 4, 8)[flags & 3]}
 

@@ -105,7 +105,7 @@ def test_python_reader_agrees() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(lattices(max_side=16))
+@given(lattices(max_side=16, patterns=True))
 def test_any_lattice_round_trips_through_a_file(x: Any) -> None:
     kw: dict[str, Any] = CONTENTS | {"entries": {"x": Entry(("x",), (x.shape[0],), x)}}
     assembled = container.assemble(**kw)

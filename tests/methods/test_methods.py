@@ -12,6 +12,7 @@ from sprat.coding import entropy, records
 from sprat.coding.tensors import OFFSET, Lattice, lattices
 from sprat.errors import StatisticsError
 from sprat.methods import METHODS, SETTLED
+from sprat.methods.columns import removals
 from sprat.methods.waterlevel import round_to_level
 from sprat.recipe import Recipe
 
@@ -42,7 +43,8 @@ def test_a_method_is_a_function_of_its_arguments(name: str) -> None:
     before = [x.clone() for x in (w, h, g)]
     recipe = recipe_of(name, 8)
     one = METHODS[name](w, h, g, 0.3, recipe, PRIOR, "some map", 1)
-    two = METHODS[name](w.bfloat16().float(), h, g, 0.3, recipe, PRIOR, "some map", 1)
+    noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(0)) / 9
+    two = METHODS[name](w + noise, h, g, 0.3, recipe, PRIOR, "some map", 1)
     many = METHODS[name](w, h, g, 0.3, recipe, PRIOR, "some map", 5)
     assert (one.dense() == many.dense()).all()
     assert (one.dense() != two.dense()).any()
@@ -126,6 +128,63 @@ def test_the_kernel_survives_bad_numbers(states: int, where: str, bad: float) ->
     col_class = np.hstack([a["col_class"], second["col_class"]])
     _core.count(q, a["row_class"], col_class, 0 if states == 1 else states, symbols, extra, 1)
     assert symbols.sum() == q.size
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("where", ["w", "feedback", "inverse_u", "inverse", "step"])
+@pytest.mark.parametrize("states", [1, 4, 8])
+@pytest.mark.parametrize("sets", [True, False])
+def test_patterns_survive_bad_numbers(sets: bool, states: int, where: str, bad: float) -> None:
+    """The pattern is kept and the trellis, which stands still at what it leaves out, can reach the rest."""
+    a = block(33, 16, states) | {
+        "group": 4,
+        "removed": 2,
+        "compact": True,
+        "keep": np.zeros((33, 16), np.uint8),
+    }
+    if sets:
+        chosen, inverse = removals(torch.from_numpy(np.eye(16, dtype=np.float32)), 4, 2)
+        a |= {"sets": chosen, "inverse": inverse}
+    if where in a:
+        a[where].reshape(-1)[::3] = bad
+    _core.round_block(**a)
+    assert (a["keep"].reshape(33, 4, 4).sum(2) == 2).all() and not a["q"][a["keep"] == 0].any()
+    coded = np.ascontiguousarray(a["q"][a["keep"] == 1].reshape(33, 8))
+    symbols, extra = np.zeros((2, 64, 128), np.uint64), np.zeros((2, 64), np.uint64)
+    _core.count(coded, a["row_class"], a["col_class"][:8], 0 if states == 1 else states, symbols, extra, 1)
+    assert symbols.sum() == coded.size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"group": 5},
+        {"removed": 0},
+        {"removed": 4},
+        {"sets": None},
+        {"sets": np.array([[0, 4]], np.int32)},
+        {"sets": np.array([[1, 0]], np.int32)},
+        {"sets": np.array([[-1, 0]], np.int32)},
+        {"inverse": np.zeros((4, 1, 2, 1), np.float32)},
+        {"inverse": np.zeros((3, 1, 2, 2), np.float32)},
+        {"keep": np.zeros((33, 15), np.uint8)},
+        {"limit": 1},
+        {"zero": False},
+        {"limit": -1},
+    ],
+    ids=str,
+)
+def test_the_kernel_refuses_patterns_that_do_not_fit(change: dict) -> None:
+    fine = {
+        "group": 4,
+        "removed": 2,
+        "sets": np.array([[0, 1]], np.int32),
+        "keep": np.zeros((33, 16), np.uint8),
+    }
+    fine["inverse"] = np.zeros((4, 1, 2, 2), np.float32)
+    _core.round_block(**(block(33, 16, 4) | fine))
+    with pytest.raises(ValueError, match="round_block"):
+        _core.round_block(**(block(33, 16, 4) | fine | change))
 
 
 @pytest.mark.parametrize(
