@@ -87,6 +87,12 @@ def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
     )
 
 
+def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of what `load` takes, without its weights."""
+    with quiet(), _reading_once():
+        return _tokenizer(places.find(str(ref)), {"tokenizer.json": b""})
+
+
 def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
     from transformers import AutoModelForCausalLM
 
