@@ -19,8 +19,9 @@ Row = dict[str, Any]
 def write(record: Record, llamacpp: Path | None) -> None:
     """Rewrite both files beside result.json."""
     folder = record.path.parent
-    points = json.loads(llamacpp.read_text(encoding="utf-8")) if llamacpp else None
     good = {name: row for name, row in record.rows.items() if "failed" not in row}
+    own = any(row["method"] == "llamacpp" for row in good.values())
+    points = json.loads(llamacpp.read_text(encoding="utf-8")) if llamacpp and not own else None
     if good:
         title = f"{record.data.get('original', {}).get('name', 'model')}: quality at equal bytes on disk"
         picture.draw(good, points, folder / "quality.svg", title)
@@ -81,7 +82,9 @@ def _peers(rows: dict[str, Row], model: str) -> str:
     lines = []
     for r in found:
         kl = r["kl"]["value"]
-        ours, coded, size = at(points, r["bytes"]), at(points, r["compressed_bytes"]), bytes_at(points, kl)
+        packed = r.get("compressed_bytes")
+        ours, size = at(points, r["bytes"]), bytes_at(points, kl)
+        coded = at(points, packed) if packed else None
         lines.append(
             [
                 r["label"],
@@ -90,7 +93,7 @@ def _peers(rows: dict[str, Row], model: str) -> str:
                 _share(r["same_top"]),
                 _kl_and_factor(ours, kl),
                 f"{size / 1e6:.1f}" if size else "",
-                _bytes(r["compressed_bytes"]),
+                _bytes(packed) if packed else "",
                 _kl_and_factor(coded, kl),
             ]
         )
@@ -112,6 +115,7 @@ def _peers(rows: dict[str, Row], model: str) -> str:
 
 † Interpolated, not fitted: log KL taken as linear in bytes between the measured budgets of sprat calibrated
 on its own text; empty outside of them. In brackets: the peer's KL over sprat's.
+llama.cpp's files are computed by llama.cpp itself (8-bit activations), all others by PyTorch in float32.
 ‡ What the same file would weigh with its integers under an ideal code for their own distribution (one table a
 matrix, free) and scales and zero points under lzma. None of these tools writes such files; the column shows
 how much of the distance is entropy coding alone."""
