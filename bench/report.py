@@ -49,7 +49,9 @@ against the original in float32 on {s["contexts"]} contexts of {s["context"]} to
 speeches, the second half of each; intervals are 95 % paired bootstrap intervals over contexts. No calibration
 text is evaluation text (eight-word runs of it that occur there too: {overlaps or "not measured"}).
 
-![KL against bytes](quality.svg)"""
+![KL against bytes](quality.svg)
+
+Not drawn: points above a KL of {picture.WORST:g}."""
 
 
 def _sprat(rows: dict[str, Row]) -> str:
@@ -111,14 +113,40 @@ def _peers(rows: dict[str, Row], model: str) -> str:
         "## Peers\n\n"
         + grid
         + _table(columns, lines)
+        + f"\n\n{_losses(rows)}"
         + """
 
 † Interpolated, not fitted: log KL taken as linear in bytes between the measured budgets of sprat calibrated
 on its own text; empty outside of them. In brackets: the peer's KL over sprat's.
-llama.cpp's files are computed by llama.cpp itself (8-bit activations), all others by PyTorch in float32.
 ‡ What the same file would weigh with its integers under an ideal code for their own distribution (one table a
 matrix, free) and scales and zero points under lzma. None of these tools writes such files; the column shows
-how much of the distance is entropy coding alone."""
+how much of the distance is entropy coding alone.
+
+llama.cpp's files are computed by llama.cpp itself (activations in 8 bits), all others by PyTorch in float32. Files
+with the head in bf16 are checkpoints as their tools save them from a model in bf16."""
+    )
+
+
+def _losses(rows: dict[str, Row]) -> str:
+    """Where sprat loses: the peers that no file of its own equals at their bytes or fewer."""
+    ours = [r for r in rows.values() if r["section"] == "sprat" and r["settings"]["calibration"] == "self"]
+    if not ours:
+        return ""
+    lost = []
+    for r in sorted((r for r in rows.values() if r["section"] == "peers"), key=lambda r: r["bytes"]):
+        best = min((o["kl"]["value"] for o in ours if o["bytes"] <= r["bytes"]), default=None)
+        if best is None or r["kl"]["value"] < best:
+            beside = (
+                f"sprat's best at these bytes or fewer: {best:.4f}"
+                if best
+                else "no file of sprat is as small"
+            )
+            lost.append(f"- {r['label']}: {_bytes(r['bytes'])} MB, KL {r['kl']['value']:.4f} ({beside})")
+    if not lost:
+        return "**Where sprat loses**: nowhere here: beside each peer a file of sprat's, no larger, has a lower KL."
+    return (
+        "**Where sprat loses**: peers with a lower KL than any file of sprat's of no more bytes.\n\n"
+        + "\n".join(lost)
     )
 
 

@@ -126,13 +126,15 @@ def other_peer_rows() -> list[Row]:
 
 
 def quick(rows: list[Row], base: str) -> list[Row]:
-    """A row of every kind: two budgets, each peer at 3 bits, the row named `base` and two other ablations."""
+    """A row of every kind that is made quickly: two budgets, the first peers at 3 bits and a file of llama.cpp's, the
+    row named `base` and two other ablations."""
     plain = {"bits": 3, "group": 64, "head": "8"}
     sprat = [r for r in rows if r.section == "sprat" and r.settings["calibration"] == "self"]
     chosen = sprat[:2]
     for method in ("rtn", "gptq", "hqq"):
         of_kind = [r for r in rows if r.method == method and plain.items() <= r.settings.items()]
         chosen += of_kind[:1]
+    chosen += [r for r in rows if r.method == "llamacpp" and r.settings["type"] == "Q4_0"]
     labels = ("sequential on", "no trellis, descending order")
     return chosen + [r for r in rows if r.name == base or r.label in labels]
 
