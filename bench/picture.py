@@ -29,7 +29,7 @@ SPRAT = {
 }
 
 
-def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, path: Path, title: str) -> None:
+def draw(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
     """Write the picture; the format follows the name (.svg, .png)."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
@@ -60,12 +60,6 @@ def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, pa
                     zorder=3,
                 )
                 _name(axes, some, colour)
-    if llamacpp:
-        points = llamacpp["points"]
-        x, y = [p["bytes"] / 1e6 for p in points], [p["kl"] for p in points]
-        axes.plot(
-            x, y, "x", color="#b03060", ms=7, mew=1.8, label="llama.cpp (another text: indicative)", zorder=2
-        )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("whole file, MB on disk")

@@ -91,11 +91,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--work", type=Path, help="folder for texts and files in the making (default: a temporary one)")
     add("--rows", default="*", metavar="PATTERN", help="only rows of these names, patterns by commas")
     add("--redo", default="", metavar="PATTERN", help="measure rows of these names again, failed ones too")
-    add(
-        "--no-llamacpp",
-        action="store_true",
-        help="leave the published llama.cpp points out of picture and tables",
-    )
     add("--quick", action="store_true", help="a row of every kind on 2 contexts and 2,048 calibration tokens")
     add("--list", action="store_true", help="list the rows and end")
     options = parser.parse_args(arguments)
@@ -146,8 +141,7 @@ def _run(options: argparse.Namespace) -> int:
         if todo:
             record.begin(_command(), versions(), machine())
             _measure(todo, record, options, paths, folder)
-    llamacpp = not options.no_llamacpp and options.model == "smollm2-135m"
-    report.write(record, Path(__file__).parent / "peers" / "llamacpp.json" if llamacpp else None)
+    report.write(record)
     _say(f"{len(record.rows)} rows in {record.path}")
     return 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from bench import picture
@@ -16,21 +14,18 @@ from bench.work import base_name
 Row = dict[str, Any]
 
 
-def write(record: Record, llamacpp: Path | None) -> None:
+def write(record: Record) -> None:
     """Rewrite both files beside result.json."""
     folder = record.path.parent
     good = {name: row for name, row in record.rows.items() if "failed" not in row}
-    own = any(row["method"] == "llamacpp" for row in good.values())
-    points = json.loads(llamacpp.read_text(encoding="utf-8")) if llamacpp and not own else None
     if good:
         title = f"{record.data.get('original', {}).get('name', 'model')}: quality at equal bytes on disk"
-        picture.draw(good, points, folder / "quality.svg", title)
+        picture.draw(good, folder / "quality.svg", title)
     parts = [
         _head(record),
         _sprat(good),
         _peers(good, record.data["settings"]["model"]),
         _ablations(good, record.data["settings"]),
-        _llamacpp(points),
         _failures(record),
         _runs(record),
     ]
@@ -180,15 +175,6 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
         f"## Parts switched off, one at a time, at {budget}\n\nCalibrated on text that the model wrote unless "
         "it says otherwise. A fit ends between 99 and 100 % of its budget.\n\n"
         + _table(["", "MB", "KL", "same top", "KL over the first row's"], lines)
-    )
-
-
-def _llamacpp(points: dict[str, Any] | None) -> str:
-    if not points:
-        return ""
-    lines = [[p["label"], f"{p['bytes'] / 1e6:.1f}", f"{p['kl']:.4g}"] for p in points["points"]]
-    return f"## llama.cpp, for orientation\n\n{points['provenance']}\n\n" + _table(
-        ["file", "MB", "KL"], lines
     )
 
 

@@ -129,7 +129,7 @@ def test_the_report_says_where_sprat_loses():
 
 def test_the_picture_has_every_kind_of_peer(tmp_path):
     pytest.importorskip("matplotlib")
-    report.picture.draw(OURS | PEERS, None, tmp_path / "q.svg", "title")
+    report.picture.draw(OURS | PEERS, tmp_path / "q.svg", "title")
     text = (tmp_path / "q.svg").read_text()
     for label in ("llama.cpp, importance matrix", "torchao, head bf16", "Q8_0", "HQQ, head at the same bits"):
         assert label in text
