@@ -27,7 +27,8 @@ SAMPLES = 32
 def original(source: Source, folder: Path) -> Path:
     """`source` as a folder in bf16, written once."""
     if not (folder / "config.json").exists():
-        copy.deepcopy(source.model).to(torch.bfloat16).save_pretrained(folder)
+        made: Any = copy.deepcopy(source.model)  # its `to` is not typed for a dtype
+        made.to(torch.bfloat16).save_pretrained(folder)
         source.tokenizer.save_pretrained(folder)
     return folder
 
