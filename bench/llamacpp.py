@@ -114,10 +114,10 @@ def _make(options: argparse.Namespace, kinds: Sequence[str]) -> None:
 
 def _importance(model: str) -> dict[str, np.ndarray]:
     """E[x²] of each map's inputs by its name in a GGUF, on the text that a fit by default measures."""
-    import gguf
     import torch
 
     from bench.calibrated import Moments
+    from bench.peers.llamacpp import importance
     from sprat import job as jobs
     from sprat.source import places
 
@@ -125,16 +125,7 @@ def _importance(model: str) -> dict[str, np.ndarray]:
     with bars() as progress:
         job = jobs.start(model, "self", 0, recipe, progress)
         moments = Moments(job.source, torch.as_tensor(job.calibration.ids)[: -recipe.held_out], progress)
-    head, config = job.targets.head, job.source.config
-    inputs = moments.of | {head.input_name if head.tied else head.output_name: moments.head}
-    family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == config["model_type"])
-    names = gguf.get_tensor_name_map(family, config["num_hidden_layers"])
-    found = {
-        str(names.get_name(name, (".weight",))): h.diagonal().clone().numpy() for name, h in inputs.items()
-    }
-    # A name that is in no file would be passed over without a word.
-    assert found.keys() <= {t.name for t in gguf.GGUFReader(places.find(model).path).tensors}
-    return found
+    return importance(job.source, places.find(model).path, moments)
 
 
 def _judge(options: argparse.Namespace, record: Record, evaluation: Path, files: Mapping[str, Path]) -> None:

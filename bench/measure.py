@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import tempfile
 import time
 from pathlib import Path
@@ -12,16 +13,20 @@ import torch
 from torch import Tensor, nn
 
 import sprat
+from bench import checkpoint
 from bench.calibrated import Moments, fit_ids
 from bench.judge import Judge
 from bench.packed import Grouped, read, write
 from bench.peers import gptq, hqq, rtn
 from bench.work import Row
 from sprat.coding.tokenizer import pack
+from sprat.errors import SpratError
 from sprat.progress import Progress
+from sprat.prove import llamacpp
 from sprat.prove.proof import sha256
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
+from sprat.source import places
 from sprat.source.load import Source
 from sprat.source.maps import head, linear_maps
 
@@ -49,7 +54,9 @@ class Bench:
     def measure(self, row: Row, progress: Progress) -> dict[str, Any]:
         """The row's figures. Raises what the method raises."""
         started = time.monotonic()
-        result = (self._sprat if row.method == "sprat" else self._peer)(row, progress)
+        ways = {"sprat": self._sprat, "llamacpp": self._llamacpp}
+        ways |= dict.fromkeys(("autoround", "torchao", "llmcompressor"), self._checkpoint)
+        result = ways.get(row.method, self._peer)(row, progress)
         return {
             "section": row.section,
             "method": row.method,
@@ -68,7 +75,7 @@ class Bench:
                 self.model,
                 row.settings["budget"],
                 path,
-                calibrate="self" if text == "self" else str(self.texts[text]),
+                calibrate=self._place(text),
                 seed=self.seed,
                 recipe=recipe,
                 progress=progress,
@@ -120,6 +127,37 @@ class Bench:
             **self.judge.score(model, progress),
         }
 
+    def _checkpoint(self, row: Row, progress: Progress) -> dict[str, Any]:
+        tool = importlib.import_module(f"bench.peers.{row.method}")
+        folder = checkpoint.original(self.source, self.work / "original")
+        ids = torch.zeros(0, 0, dtype=torch.int64)
+        if text := row.settings.get("calibration"):
+            ids = fit_ids(self.source, self._place(text), self.tokens, self.seed, progress)[
+                : checkpoint.SAMPLES
+            ]
+        with tempfile.TemporaryDirectory(dir=self.work) as target:
+            weights = tool.quantize(folder, Path(target), row.settings, ids)
+            found = checkpoint.weigh(Path(target), self.source)
+        model = checkpoint.installed(self.source.model, weights)
+        return found | self.judge.score(model, progress)
+
+    def _llamacpp(self, row: Row, progress: Progress) -> dict[str, Any]:
+        """A file that llama.cpp writes from the original's GGUF, and computes."""
+        from bench.peers import llamacpp as peer
+
+        original = places.find(self.model).path
+        if original.suffix != ".gguf":
+            raise SpratError(f"llama.cpp's quantizer starts from a GGUF, and {self.model} is none")
+        path = self.work / f"{self.source.hash[:12]}-{row.settings['type']}.gguf"
+        if not path.exists():
+            moments = self._calibration(row.settings["calibration"], progress)
+            peer.quantize(
+                original, row.settings["type"], path, peer.importance(self.source, original, moments)
+            )
+        model = llamacpp.Model(llamacpp.LlamaCpp(path))
+        found = {"bytes": path.stat().st_size, "sha256": sha256(path), "engine": llamacpp.version()}
+        return found | self.judge.score(model, progress)
+
     def _linear_maps(self, row: Row, progress: Progress) -> dict[str, Grouped]:
         """The maps of the layers, which a row that differs in its head alone shares with the row before."""
         key = {"method": row.method, **{k: v for k, v in row.settings.items() if k != "head"}}
@@ -149,11 +187,13 @@ class Bench:
 
     def _calibration(self, text: str, progress: Progress) -> Moments:
         if self._moments is None or self._moments[0] != text:
-            place = "self" if text == "self" else str(self.texts[text])
-            ids = fit_ids(self.source, place, self.tokens, self.seed, progress)
+            ids = fit_ids(self.source, self._place(text), self.tokens, self.seed, progress)
             moments = Moments(self.source, ids, progress)
             self._moments = (text, moments)
         return self._moments[1]
+
+    def _place(self, text: str) -> str:
+        return text if text == "self" else str(self.texts[text])
 
 
 def _installed(original: nn.Module, path: Path) -> nn.Module:

@@ -8,12 +8,20 @@ from typing import Any
 
 from bench.curve import curves
 
-#: Peers by colour and mark; filled where the head has the layers' bits, open where it has 8.
+#: Peers by colour and mark.
 PEERS = {
     "rtn": ("round to nearest", "#7f7f7f", "s"),
     "gptq": ("GPTQ", "#d9822b", "^"),
     "hqq": ("HQQ", "#8a5fbf", "D"),
+    "autoround": ("AutoRound", "#2e8b57", "v"),
+    "torchao": ("torchao", "#8b6f47", "P"),
+    "llmcompressor": ("llm-compressor, GPTQ", "#c2a000", "<"),
+    "llamacpp": ("llama.cpp, importance matrix", "#b03060", "X"),
 }
+#: Filled where the head has the layers' bits, open where it has more; llama.cpp's types choose their own.
+HEADS = {"same": ", head at the same bits", "8": ", head 8 bits", "bf16": ", head bf16", None: ""}
+#: Points above this KL are left out: nothing is left of a model there, and the others would be squeezed.
+WORST = 4.0
 SPRAT = {
     "self": ("sprat, text that the model wrote", "-", "#005f9e"),
     "in-domain": ("sprat, text of the evaluation's kind", "--", "#0090c4"),
@@ -21,7 +29,7 @@ SPRAT = {
 }
 
 
-def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, path: Path, title: str) -> None:
+def draw(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
     """Write the picture; the format follows the name (.svg, .png)."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
@@ -36,8 +44,10 @@ def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, pa
         axes.plot(x, y, line, color=colour, lw=2.2, marker="o", ms=5, label=label, zorder=4)
     for method, (label, colour, mark) in PEERS.items():
         found = [r for r in rows.values() if r["method"] == method and "failed" not in r]
-        for head, face in (("same", colour), ("8", "white")):
-            some = [r for r in found if r["settings"]["head"] == head]
+        found = [r for r in found if r["kl"]["value"] <= WORST]
+        for head, words in HEADS.items():
+            some = [r for r in found if r["settings"].get("head") == head]
+            face = colour if head in ("same", None) else "white"
             if some:
                 axes.plot(
                     [r["bytes"] / 1e6 for r in some],
@@ -46,16 +56,10 @@ def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, pa
                     color=colour,
                     mfc=face,
                     ms=7,
-                    label=f"{label}, head {'at the same bits' if head == 'same' else '8 bits'}",
+                    label=f"{label}{words}",
                     zorder=3,
                 )
                 _name(axes, some, colour)
-    if llamacpp:
-        points = llamacpp["points"]
-        x, y = [p["bytes"] / 1e6 for p in points], [p["kl"] for p in points]
-        axes.plot(
-            x, y, "x", color="#b03060", ms=7, mew=1.8, label="llama.cpp (another text: indicative)", zorder=2
-        )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("whole file, MB on disk")
@@ -71,12 +75,13 @@ def draw(rows: Mapping[str, dict[str, Any]], llamacpp: dict[str, Any] | None, pa
 
 
 def _name(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
-    """The bits beside the best row of each width."""
-    best: dict[int, dict[str, Any]] = {}
+    """The type, or the bits beside the best row of each width."""
+    best: dict[str, dict[str, Any]] = {}
     for row in rows:
-        bits = row["settings"]["bits"]
-        if bits not in best or row["kl"]["value"] < best[bits]["kl"]["value"]:
-            best[bits] = row
-    for bits, row in best.items():
+        s = row["settings"]
+        name = s["type"].replace("+embedding", "+emb.") if "type" in s else f"{s['bits']}b"
+        if name not in best or row["kl"]["value"] < best[name]["kl"]["value"]:
+            best[name] = row
+    for name, row in best.items():
         at = (row["bytes"] / 1e6, row["kl"]["value"])
-        axes.annotate(f"{bits}b", at, (6, 3), textcoords="offset points", fontsize=7.5, color=colour)
+        axes.annotate(name, at, (6, 3), textcoords="offset points", fontsize=7.5, color=colour)

@@ -1,5 +1,5 @@
-"""Quality at equal bytes on disk: sprat beside round-to-nearest, GPTQ and HQQ, and sprat's own parts
-switched off.
+"""Quality at equal bytes on disk: sprat beside round-to-nearest, GPTQ, HQQ, AutoRound, torchao, llm-compressor and
+llama.cpp, and sprat's own parts switched off.
 
 Every row is written into the record the moment it is measured; the same command again goes on where it was
 cut off.
@@ -38,6 +38,7 @@ examples:
   python -m bench.quality --only peers,ablations
   python -m bench.quality --list                            what would be measured, what is done already
   python -m bench.quality --only peers --rows '*group=64-head=same*'
+  python -m bench.quality --only peers --rows 'llamacpp-*,torchao-*,autoround-*,llmcompressor-*'
   python -m bench.quality --redo 'gptq-*'                   measure these rows again
   python -m bench.quality --only report                     README.md and quality.svg anew, nothing measured
   python -m bench.quality FOLDER --budgets 15%,20% --ablation-budget 20%
@@ -90,11 +91,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--work", type=Path, help="folder for texts and files in the making (default: a temporary one)")
     add("--rows", default="*", metavar="PATTERN", help="only rows of these names, patterns by commas")
     add("--redo", default="", metavar="PATTERN", help="measure rows of these names again, failed ones too")
-    add(
-        "--no-llamacpp",
-        action="store_true",
-        help="leave the published llama.cpp points out of picture and tables",
-    )
     add("--quick", action="store_true", help="a row of every kind on 2 contexts and 2,048 calibration tokens")
     add("--list", action="store_true", help="list the rows and end")
     options = parser.parse_args(arguments)
@@ -112,7 +108,11 @@ def _rows(options: argparse.Namespace) -> list[work.Row]:
     if strange := set(calibrations) - set(texts.KINDS):
         raise SpratError(f"--calibrations {', '.join(sorted(strange))}: known are {', '.join(texts.KINDS)}")
     rows = work.sprat_rows(options.budgets.split(","), calibrations)
-    rows += work.peer_rows() + work.ablation_rows(options.ablation_budget, options.tokens)
+    rows += (
+        work.peer_rows()
+        + work.other_peer_rows()
+        + work.ablation_rows(options.ablation_budget, options.tokens)
+    )
     if options.quick:
         rows = work.quick(rows, work.base_name(options.ablation_budget))
     patterns = options.rows.split(",")
@@ -141,8 +141,7 @@ def _run(options: argparse.Namespace) -> int:
         if todo:
             record.begin(_command(), versions(), machine())
             _measure(todo, record, options, paths, folder)
-    llamacpp = not options.no_llamacpp and options.model == "smollm2-135m"
-    report.write(record, Path(__file__).parent / "peers" / "llamacpp.json" if llamacpp else None)
+    report.write(record)
     _say(f"{len(record.rows)} rows in {record.path}")
     return 0
 

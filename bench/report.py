@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from bench import picture
@@ -16,20 +14,18 @@ from bench.work import base_name
 Row = dict[str, Any]
 
 
-def write(record: Record, llamacpp: Path | None) -> None:
+def write(record: Record) -> None:
     """Rewrite both files beside result.json."""
     folder = record.path.parent
-    points = json.loads(llamacpp.read_text(encoding="utf-8")) if llamacpp else None
     good = {name: row for name, row in record.rows.items() if "failed" not in row}
     if good:
         title = f"{record.data.get('original', {}).get('name', 'model')}: quality at equal bytes on disk"
-        picture.draw(good, points, folder / "quality.svg", title)
+        picture.draw(good, folder / "quality.svg", title)
     parts = [
         _head(record),
         _sprat(good),
         _peers(good, record.data["settings"]["model"]),
         _ablations(good, record.data["settings"]),
-        _llamacpp(points),
         _failures(record),
         _runs(record),
     ]
@@ -48,7 +44,9 @@ against the original in float32 on {s["contexts"]} contexts of {s["context"]} to
 speeches, the second half of each; intervals are 95 % paired bootstrap intervals over contexts. No calibration
 text is evaluation text (eight-word runs of it that occur there too: {overlaps or "not measured"}).
 
-![KL against bytes](quality.svg)"""
+![KL against bytes](quality.svg)
+
+Not drawn: points above a KL of {picture.WORST:g}."""
 
 
 def _sprat(rows: dict[str, Row]) -> str:
@@ -81,7 +79,9 @@ def _peers(rows: dict[str, Row], model: str) -> str:
     lines = []
     for r in found:
         kl = r["kl"]["value"]
-        ours, coded, size = at(points, r["bytes"]), at(points, r["compressed_bytes"]), bytes_at(points, kl)
+        packed = r.get("compressed_bytes")
+        ours, size = at(points, r["bytes"]), bytes_at(points, kl)
+        coded = at(points, packed) if packed else None
         lines.append(
             [
                 r["label"],
@@ -90,7 +90,7 @@ def _peers(rows: dict[str, Row], model: str) -> str:
                 _share(r["same_top"]),
                 _kl_and_factor(ours, kl),
                 f"{size / 1e6:.1f}" if size else "",
-                _bytes(r["compressed_bytes"]),
+                _bytes(packed) if packed else "",
                 _kl_and_factor(coded, kl),
             ]
         )
@@ -108,13 +108,40 @@ def _peers(rows: dict[str, Row], model: str) -> str:
         "## Peers\n\n"
         + grid
         + _table(columns, lines)
+        + f"\n\n{_losses(rows)}"
         + """
 
 † Interpolated, not fitted: log KL taken as linear in bytes between the measured budgets of sprat calibrated
 on its own text; empty outside of them. In brackets: the peer's KL over sprat's.
 ‡ What the same file would weigh with its integers under an ideal code for their own distribution (one table a
 matrix, free) and scales and zero points under lzma. None of these tools writes such files; the column shows
-how much of the distance is entropy coding alone."""
+how much of the distance is entropy coding alone.
+
+llama.cpp's files are computed by llama.cpp itself (activations in 8 bits), all others by PyTorch in float32. Files
+with the head in bf16 are checkpoints as their tools save them from a model in bf16."""
+    )
+
+
+def _losses(rows: dict[str, Row]) -> str:
+    """Where sprat loses: the peers that no file of its own equals at their bytes or fewer."""
+    ours = [r for r in rows.values() if r["section"] == "sprat" and r["settings"]["calibration"] == "self"]
+    if not ours:
+        return ""
+    lost = []
+    for r in sorted((r for r in rows.values() if r["section"] == "peers"), key=lambda r: r["bytes"]):
+        best = min((o["kl"]["value"] for o in ours if o["bytes"] <= r["bytes"]), default=None)
+        if best is None or r["kl"]["value"] < best:
+            beside = (
+                f"sprat's best at these bytes or fewer: {best:.4f}"
+                if best
+                else "no file of sprat is as small"
+            )
+            lost.append(f"- {r['label']}: {_bytes(r['bytes'])} MB, KL {r['kl']['value']:.4f} ({beside})")
+    if not lost:
+        return "**Where sprat loses**: nowhere here: beside each peer a file of sprat's, no larger, has a lower KL."
+    return (
+        "**Where sprat loses**: peers with a lower KL than any file of sprat's of no more bytes.\n\n"
+        + "\n".join(lost)
     )
 
 
@@ -148,15 +175,6 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
         f"## Parts switched off, one at a time, at {budget}\n\nCalibrated on text that the model wrote unless "
         "it says otherwise. A fit ends between 99 and 100 % of its budget.\n\n"
         + _table(["", "MB", "KL", "same top", "KL over the first row's"], lines)
-    )
-
-
-def _llamacpp(points: dict[str, Any] | None) -> str:
-    if not points:
-        return ""
-    lines = [[p["label"], f"{p['bytes'] / 1e6:.1f}", f"{p['kl']:.4g}"] for p in points["points"]]
-    return f"## llama.cpp, for orientation\n\n{points['provenance']}\n\n" + _table(
-        ["file", "MB", "KL"], lines
     )
 
 

@@ -99,14 +99,45 @@ def peer_rows() -> list[Row]:
     return rows
 
 
+#: Those of the design's table, and those that lie between the files that work and those that are too coarse.
+LLAMACPP = (
+    "Q8_0", "Q4_K_M", "Q3_K_M", "IQ4_NL", "Q4_0", "IQ4_NL+embedding", "Q4_0+embedding", "IQ2_XXS", "IQ1_S", "TQ2_0",
+    "Q2_0",
+)  # fmt: skip
+
+
+def other_peer_rows() -> list[Row]:
+    """Whole files of other tools: llama.cpp's, and checkpoints that leave embedding and head in bf16."""
+    rows = [
+        Row(
+            "peers", "llamacpp", f"llama.cpp {kind}, importance matrix", {"type": kind, "calibration": "self"}
+        )
+        for kind in LLAMACPP
+    ]
+    checkpoints: list[tuple[str, str, tuple[int, ...], dict[str, Any]]] = [
+        ("torchao", "torchao", (8, 4), {}),
+        ("llmcompressor", "llm-compressor GPTQ", (4, 3, 2), {"calibration": "self"}),
+        ("autoround", "AutoRound", (4, 3, 2), {"iters": 50, "calibration": "self"}),
+    ]
+    for method, name, widths, given in checkpoints:
+        for bits in widths:
+            group = 0 if method == "torchao" and bits == 8 else 64
+            grain = f"group {group}" if group else "a scale a row"
+            settings = {"bits": bits, "group": group, "head": "bf16"} | given
+            rows.append(Row("peers", method, f"{name} {bits} bits, {grain}, head bf16", settings))
+    return rows
+
+
 def quick(rows: list[Row], base: str) -> list[Row]:
-    """A row of every kind: two budgets, each peer at 3 bits, the row named `base` and two other ablations."""
+    """A row of every kind that is made quickly: two budgets, the first peers at 3 bits and a file of llama.cpp's, the
+    row named `base` and two other ablations."""
     plain = {"bits": 3, "group": 64, "head": "8"}
     sprat = [r for r in rows if r.section == "sprat" and r.settings["calibration"] == "self"]
     chosen = sprat[:2]
     for method in ("rtn", "gptq", "hqq"):
         of_kind = [r for r in rows if r.method == method and plain.items() <= r.settings.items()]
         chosen += of_kind[:1]
+    chosen += [r for r in rows if r.method == "llamacpp" and r.settings["type"] == "Q4_0"]
     labels = ("sequential on", "no trellis, descending order")
     return chosen + [r for r in rows if r.name == base or r.label in labels]
 

@@ -14,9 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
+from bench.calibrated import Moments
 from sprat.errors import SpratError
+from sprat.source.load import Source
+from sprat.source.maps import head
 
 #: Typed as anything: the type checker is run where it is not installed.
 llama_cpp: Any = importlib.import_module("llama_cpp")
@@ -54,6 +58,20 @@ def quantize(source: Path, kind: str, target: Path, importance: Mapping[str, np.
         part.unlink(missing_ok=True)
         raise SpratError(f"llama.cpp cannot write {source.name} as {kind}")
     part.replace(target)
+
+
+def importance(source: Source, original: Path, moments: Moments) -> dict[str, np.ndarray]:
+    """E[x²] of each map's inputs by the map's name in the GGUF `original`."""
+    ends, config = head(source.model), source.config
+    inputs = moments.of | {ends.input_name if ends.tied else ends.output_name: moments.head}
+    family = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == config["model_type"])
+    names = gguf.get_tensor_name_map(family, config["num_hidden_layers"])
+    found = {
+        str(names.get_name(name, (".weight",))): h.diagonal().clone().numpy() for name, h in inputs.items()
+    }
+    # A name that is in no file would be passed over without a word.
+    assert found.keys() <= {t.name for t in gguf.GGUFReader(original).tensors}
+    return found
 
 
 class LlamaCpp:

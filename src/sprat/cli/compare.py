@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="a .sprat file, a GGUF (dequantized, and computed by PyTorch as all others are), a Hugging Face folder "
-        "or hub id, or an installed model",
+        help="a .sprat file, a GGUF (computed by llama.cpp where llama-cpp-python is installed, else dequantized), a "
+        "Hugging Face folder or hub id, or an installed model",
     )
     parser.add_argument(
         "--against", required=True, metavar="MODEL", help="the original, as `sprat fit` takes it"
@@ -66,6 +66,7 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _show(found: Comparison) -> None:
     console, s = terminal.out(), found.settings
+    several = any(row.engine != "PyTorch" for row in found.rows)
     rows = []
     for row in sorted(found.rows, key=lambda row: row.bytes):
         m = row.metrics
@@ -80,10 +81,11 @@ def _show(found: Comparison) -> None:
                 f"{100 * m.same_top.value:.1f} %" if m.same_top is not None else "",
                 f"{m.perplexity_ratio.value:.4f}" if m.perplexity_ratio is not None else "",
                 f"{m.bits_per_byte_difference.value:+.4f}",
+                *([row.engine] if several else []),
             )
         )
     columns = ("", "bytes", "KL", "95 % interval", "same top", "perplexity ×", "bits a byte")
-    console.print(terminal.table(columns, rows))
+    console.print(terminal.table((*columns, *(["computed by"] if several else [])), rows))
     if found.pairs:
         console.print()
         lines = [

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sprat.run.tokenizer import TextTokenizer
 
 SCHEMA = "sprat.comparison/1"
+_DEQUANTIZED = "PyTorch, dequantized (llama-cpp-python is not installed)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Row:
     ref: str
     kind: str
     """sprat | gguf | folder | hub | package"""
+    engine: str
+    """What computed it."""
     bytes: int
     sha256: str
     metrics: Metrics
@@ -120,7 +123,8 @@ def compare_files(
 ) -> Comparison:
     """Measure each of `files` against the model `against` on the same contexts of the UTF-8 file `text`.
 
-    files: .sprat files, or what `sprat.load` takes (a GGUF is dequantized and computed by PyTorch as all others are).
+    files: .sprat files, or what `sprat.load` takes. A GGUF is computed by llama.cpp where llama-cpp-python is
+    installed, else dequantized and computed by PyTorch as all others are; its row says which.
     tokens, context, dtype: as `sprat.prove` takes them. The original is run once; one of the files is in memory at a
     time. A file whose tokens are not the original's gets bits per byte alone.
     """
@@ -142,23 +146,23 @@ def compare_files(
     rows, kl, warnings = [], {}, []
     for name, ref, kind in zip(_names(refs), refs, kinds, strict=True):
         progress(f"opening {name}", 0, 1)
-        model, tokenizer, nbytes, digest, provenance = _open(ref, kind, dtype)
+        file = _open(ref, kind, dtype)
         progress(f"opening {name}", 1, 1)
-        reason = honesty.different_tokens(tokenizer, theirs, [sample])
+        reason = honesty.different_tokens(file.tokenizer, theirs, [sample])
         if reason:
             metrics, _ = across.bits_per_byte(
-                source.model, model, (theirs, tokenizer), contexts, progress, seed
+                source.model, file.model, (theirs, file.tokenizer), contexts, progress, seed
             )
             warnings.append(f"{name}: {reason}")
         else:
-            scores = compare(original, model, contexts, _named(progress, name))
+            scores = compare(original, file.model, contexts, _named(progress, name))
             metrics, kl[name] = summarise(scores, seed), scores.kl.sum(axis=1)
-        if provenance is not None:
-            seen = honesty.calibration_overlap(provenance, [sample])
+        if file.provenance is not None:
+            seen = honesty.calibration_overlap(file.provenance, [sample])
             if seen["overlap"]:
                 warnings.append(f"about {seen['overlap']:.0%} of {name}'s calibration text is in this text")
-        rows.append(Row(name, ref, kind, nbytes, digest, metrics, reason))
-        del model
+        rows.append(Row(name, ref, kind, file.engine, file.bytes, file.sha256, metrics, reason))
+        del file
     lowest = min((row.metrics.kl for row in rows if row.metrics.kl), key=lambda e: e.value, default=None)
     said = honesty.warnings(contexts, tokens // context, dtype, lowest, {"overlap": 0.0})
     counted = contexts.mask.sum(axis=1)
@@ -190,23 +194,40 @@ def _kind(ref: str) -> str:
     return places.find(ref).kind
 
 
-def _open(
-    ref: str, kind: str, dtype: str
-) -> tuple[torch.nn.Module, TextTokenizer, int, str, dict[str, Any] | None]:
-    """The model, its tokenizer, its bytes on disk, its hash, and what a .sprat says of its origin."""
+@dataclass(frozen=True)
+class _File:
+    """What is measured of a file. provenance: what a .sprat says of its origin."""
+
+    model: torch.nn.Module
+    tokenizer: TextTokenizer
+    bytes: int
+    sha256: str
+    engine: str = "PyTorch"
+    provenance: dict[str, Any] | None = None
+
+
+def _open(ref: str, kind: str, dtype: str) -> _File:
     from sprat.coding.container import open as open_artifact
+    from sprat.prove import llamacpp
     from sprat.run.model import to_torch
     from sprat.run.tokenizer import TextTokenizer, open_tokenizer
     from sprat.source import places
-    from sprat.source.load import load
+    from sprat.source.load import load, load_tokenizer
 
     if kind == "sprat":
         artifact, path = open_artifact(Path(ref)), Path(ref)
-        size, digest = path.stat().st_size, sha256(path)
-        return to_torch(artifact, dtype), open_tokenizer(artifact), size, digest, artifact.provenance
-    found, path = load(ref, dtype=_dtype(dtype)), places.find(ref).path
+        model, tokenizer = to_torch(artifact, dtype), open_tokenizer(artifact)
+        return _File(model, tokenizer, path.stat().st_size, sha256(path), provenance=artifact.provenance)
+    path = places.find(ref).path
+    if kind == "gguf" and llamacpp.package() is not None:
+        tokenizer = TextTokenizer(load_tokenizer(ref).backend_tokenizer)
+        model = llamacpp.Model(llamacpp.LlamaCpp(path))
+        return _File(model, tokenizer, path.stat().st_size, sha256(path), llamacpp.version())
+    found = load(ref, dtype=_dtype(dtype))
     tokenizer = TextTokenizer(found.tokenizer.backend_tokenizer)
-    return found.model, tokenizer, _size(path, found.tokenizer_files), found.hash, None
+    engine = _DEQUANTIZED if kind == "gguf" else "PyTorch"
+    digest = sha256(path) if path.is_file() else found.hash
+    return _File(found.model, tokenizer, _size(path, found.tokenizer_files), digest, engine)
 
 
 def _size(path: Path, tokenizer: dict[str, bytes]) -> int:

@@ -99,6 +99,12 @@ def tokenizer_of(files: dict[str, bytes]) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of what `load` takes, without its weights."""
+    with quiet(), _reading_once():
+        return _tokenizer(places.find(str(ref)), {"tokenizer.json": b""})
+
+
 def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
     from transformers import AutoModelForCausalLM
 

@@ -3,7 +3,7 @@
 How far a file is from its original is said in one of six ways, by KL, and by the *upper* end of its interval,
 so that little text never flatters. The bounds lie between rates that people know: on SmolLM2-135M
 (WikiText-2) llama.cpp's Q8_0 has a KL of 0.0035, Q4_K_M 0.031, Q3_K_M 0.079, Q4_0 0.158, IQ2_XXS 0.457 and
-IQ1_S 0.91 (bench/peers/llamacpp.json). A word is a reading aid; the figures count.
+IQ1_S 0.91; records/2026-11-21-quality has them on another text. A word is a reading aid; the figures count.
 
 Perplexity is called higher or lower only where the interval of its ratio leaves 1 out. A task is called
 changed where McNemar's p survives Holm's correction over all tasks at 5 %: of twenty tasks that nothing
