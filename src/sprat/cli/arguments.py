@@ -196,10 +196,10 @@ def recipe(arguments: argparse.Namespace) -> Recipe | None:
 
     # A trellis doubles the integers, which a budget for memory pays for: off there unless it is asked for.
     defaults = {"trellis": 0} if getattr(arguments, "ram", None) else None
-    return Recipe.read(arguments.recipe, _settings(arguments.settings), defaults)
+    return Recipe.read(arguments.recipe, settings(arguments.settings), defaults)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def settings(pairs: list[str]) -> dict[str, Any]:
     """`--set trellis=4`: values as TOML has them, and words without quotes as text."""
     found: dict[str, Any] = {}
     for pair in pairs:

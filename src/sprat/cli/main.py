@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import anatomy, bench, chat, compare, export, fit, inspect, plan, prove, run, serve, sweep
+from sprat.cli import anatomy, bench, chat, compare, export, fit, golf, inspect, plan, prove, run, serve, sweep
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 
@@ -27,6 +27,7 @@ VERBS: dict[str, ModuleType] = {
     "compare": compare,
     "sweep": sweep,
     "anatomy": anatomy,
+    "golf": golf,
 }
 
 _EXAMPLES = """examples:
