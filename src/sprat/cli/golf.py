@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
-from sprat.errors import RecipeError, SpratError
+from sprat.errors import SpratError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -27,9 +27,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="golf", metavar="VERB", required=True, parser_class=Parser)
     train = verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
     train.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file (recipes/golf-*.toml)")
-    train.add_argument("--cap", type=budget, required=True, metavar="B", help="the most the whole file may weigh")
     train.add_argument(
-        "--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files to learn from"
+        "--cap", type=budget, required=True, metavar="B", help="the most the whole file may weigh"
+    )
+    train.add_argument(
+        "--text",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="UTF-8 text files to learn from",
     )
     train.add_argument(
         "--validation",
@@ -42,21 +49,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
     length = train.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
     length.add_argument(
-        "--processor-minutes", type=float, metavar="M", help="or by the processor's time, of all threads together"
+        "--processor-minutes",
+        type=float,
+        metavar="M",
+        help="or by the processor's time, of all threads together",
     )
     length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
-    train.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)")
+    train.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
+    )
     train.add_argument("--seeds", type=whole, default=1, metavar="N", help="train so many times (default 1)")
-    train.add_argument("--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one"
+    )
     train.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
     train.add_argument(
-        "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="one setting of the recipe"
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the recipe",
     )
     train.set_defaults(golf_execute=_train)
 
     score = verbs.add_parser("score", help="bits per byte of a file on text")
     score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
-    score.add_argument("--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files")
+    score.add_argument(
+        "--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files"
+    )
     score.add_argument(
         "--held-out",
         type=float,
@@ -69,7 +90,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     score.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
     score.set_defaults(golf_execute=_score)
 
-    compare = verbs.add_parser("compare", help="which of two trainings is better, and whether that can be told")
+    compare = verbs.add_parser(
+        "compare", help="which of two trainings is better, and whether that can be told"
+    )
     compare.add_argument("a", type=Path, metavar="A", help="the JSON beside a trained file")
     compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
     compare.set_defaults(golf_execute=_compare)
@@ -141,7 +164,18 @@ def _show(out: Path, result: dict[str, Any]) -> None:
                 f"{row['bits_per_byte']:.4f}",
             )
         )
-    columns = ("file", "seed", "bytes", "of the cap", "weights", "bits each", "tokens", "trained", "before", "bits a byte")
+    columns = (
+        "file",
+        "seed",
+        "bytes",
+        "of the cap",
+        "weights",
+        "bits each",
+        "tokens",
+        "trained",
+        "before",
+        "bits a byte",
+    )
     console.print(terminal.table(columns, rows))
     console.print(
         f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from; before: "
@@ -182,7 +216,13 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     found = compare(read(arguments.a), read(arguments.b))
     rows = [
-        (name.name, f"{side.seeds}", f"{side.largest:,}", f"{side.mean:.4f}", f"{side.deviation:.4f}" if side.seeds > 1 else "")
+        (
+            name.name,
+            f"{side.seeds}",
+            f"{side.largest:,}",
+            f"{side.mean:.4f}",
+            f"{side.deviation:.4f}" if side.seeds > 1 else "",
+        )
         for name, side in ((arguments.a, found.a), (arguments.b, found.b))
     ]
     console = terminal.out()

@@ -9,7 +9,21 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import sprat
-from sprat.cli import anatomy, bench, chat, compare, export, fit, golf, inspect, plan, prove, run, serve, sweep
+from sprat.cli import (
+    anatomy,
+    bench,
+    chat,
+    compare,
+    export,
+    fit,
+    golf,
+    inspect,
+    plan,
+    prove,
+    run,
+    serve,
+    sweep,
+)
 from sprat.cli.arguments import Parser
 from sprat.errors import SpratError
 

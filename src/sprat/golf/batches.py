@@ -20,7 +20,7 @@ class Batches:
     def __init__(self, ids: np.ndarray, context: int, batch: int, seed: int):
         if len(ids) < 2 * context + 1:
             raise SourceError(
-                f"the training text has {len(ids)} tokens: at least {2 * context + 1} are needed for contexts of {context}"
+                f"the training text has {len(ids)} tokens: contexts of {context} need at least {2 * context + 1}"
             )
         self.ids, self.context, self.batch, self.seed = ids, context, batch, seed
         self.windows = (len(ids) - context - 1) // context

@@ -1,4 +1,4 @@
-"""How a trained model ends inside the cap: as a Hugging Face folder that `sprat fit` rounds to exactly that many bytes."""
+"""How a trained model ends inside the cap: as a Hugging Face folder that `sprat fit` rounds to just that many bytes."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def save_folder(model: Decoder, recipe: Recipe, tokenizer: Tokenizer, folder: Pa
     folder.mkdir()
     settings: dict[str, Any] = config(recipe, tokenizer.get_vocab_size(), tokenizer.token_to_id(words.MARK))
     (folder / "config.json").write_text(json.dumps(settings))
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors")
+    save_file(
+        {name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
+    )
     for name, data in words.files(tokenizer).items():
         (folder / name).write_bytes(data)
 

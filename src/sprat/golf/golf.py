@@ -102,7 +102,9 @@ def play(
     saved = _saved(checkpoint, identity) if resume and checkpoint.exists() else None
     progress("tokenizer", 0, 1)
     tokenizer = (
-        Tokenizer.from_str(saved["identity"]["tokenizer"]) if saved else words.learn(given.train, recipe.vocabulary)
+        Tokenizer.from_str(saved["identity"]["tokenizer"])
+        if saved
+        else words.learn(given.train, recipe.vocabulary)
     )
     progress("tokenizer", 1, 1)
     ids = words.stream(tokenizer, given.train)
@@ -142,9 +144,7 @@ def play(
         "bits_per_byte": after.bits_per_byte,
         "bits_per_byte_before": before.bits_per_byte,
         "engine": after.engine,
-        "documents": [
-            [b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)
-        ],
+        "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
         "level": fitted and fitted.level,
         "bits_per_weight": fitted and fitted.bits_per_weight,
         "finish_seconds": fitted and {stage: round(s, 1) for stage, s in fitted.seconds.items()},

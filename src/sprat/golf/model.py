@@ -21,6 +21,8 @@ from sprat.golf.recipe import Recipe
 
 THETA = 10000.0
 EPS = 1e-6
+#: Contexts of at most so many tokens are attended to by plain products.
+SHORT = 512
 
 
 class Norm(nn.Module):
@@ -57,8 +59,23 @@ class Attention(nn.Module):
         v = split(self.v_proj(x), self.kv_heads)
         q = rotate(self.q_norm(split(self.q_proj(x), self.heads)), rope).to(v.dtype)
         k = rotate(self.k_norm(split(self.k_proj(x), self.kv_heads)), rope).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        y = attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, context, width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention. q: (batch, heads, context, size); k, v: (batch, kv_heads, context, size).
+
+    Short contexts go through plain products: on a CPU, forward and backward, about twice as fast as torch's own.
+    """
+    batch, heads, context, size = q.shape
+    kv_heads = k.shape[1]
+    if context > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+    grouped = (q * size**-0.5).reshape(batch, kv_heads, -1, size)
+    scores = (grouped @ k.mT).view(batch, heads, context, context)
+    later = torch.full((context, context), -torch.inf, dtype=scores.dtype, device=q.device).triu(1)
+    return ((scores + later).softmax(-1).view(batch, kv_heads, -1, context) @ v).view(q.shape)
 
 
 class FeedForward(nn.Module):
@@ -109,12 +126,14 @@ class Decoder(nn.Module):
         self.size = recipe.width // recipe.heads
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.zeros_(parameter)  # every layer begins as the identity
-            elif name.endswith("embed_tokens.weight"):
-                nn.init.normal_(parameter, std=0.02, generator=generator)
-            elif parameter.ndim == 2:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+            if parameter.ndim < 2:
+                continue
+            deviation = parameter.shape[1] ** -0.5
+            if name.endswith("embed_tokens.weight"):
+                deviation = 0.02
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation *= 0.02  # every layer begins near the identity
+            nn.init.normal_(parameter, std=deviation, generator=generator)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, context) int64 -> logits (batch, context, vocabulary)."""

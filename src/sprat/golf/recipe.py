@@ -59,9 +59,9 @@ class Recipe:
     cool_down: float = 0.5
     """Share of the training, its last, in which they fall linearly to 0."""
     ema: float = 0.0
-    """Decay a step of an exponential mean of the weights, which is what ends in the file; 0 for the weights themselves."""
+    """Decay a step of an exponential mean of the weights, which then ends in the file; 0 for the weights themselves."""
     noise: float = 0.0
-    """Share of the training, its last, in which the matrices carry the noise of the rounding to come (golf/noise.py)."""
+    """Share of the training, its last, in which matrices carry the noise of the rounding to come (golf/noise.py)."""
     precision: str = "auto"
     """"float32", "bf16" (autocast), or "auto": bf16 where the processor multiplies it natively."""
 

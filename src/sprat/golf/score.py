@@ -69,7 +69,14 @@ def score_file(
         return engine.step_all([session], [ids])[0]
 
     return score(
-        predict, engine.context, tokenizer.backend, tokenizer.prefix(), documents, stride, engine.name, progress
+        predict,
+        engine.context,
+        tokenizer.backend,
+        tokenizer.prefix(),
+        documents,
+        stride,
+        engine.name,
+        progress,
     )
 
 
@@ -106,7 +113,9 @@ def score(
     if not 1 <= stride <= context:
         raise ProofError(f"a stride must be 1 to {context} tokens, the context, not {stride}")
     if not prefix:
-        raise ProofError("this file's tokenizer has no mark in front of a text: its first token cannot be predicted")
+        raise ProofError(
+            "this file's tokenizer has no mark in front of a text: its first token cannot be predicted"
+        )
     bits, tokens = [], 0
     for done, document in enumerate(documents):
         ids = [*prefix, *words.encode(tokenizer, document)]

@@ -47,7 +47,13 @@ class Training:
     """A model under way, and all that its next step depends on."""
 
     def __init__(self, recipe: Recipe, vocabulary: int, batches: Batches, length: Length, seed: int):
-        self.recipe, self.vocabulary, self.batches, self.length, self.seed = recipe, vocabulary, batches, length, seed
+        self.recipe, self.vocabulary, self.batches, self.length, self.seed = (
+            recipe,
+            vocabulary,
+            batches,
+            length,
+            seed,
+        )
         #: Bits a weight of the rounding to come, for the recipe's `noise`.
         self.noise_bits = 8.0
         self.model = Decoder(recipe, vocabulary, seed)
@@ -92,9 +98,9 @@ class Training:
         loss = self._gradients()
         if not loss < math.log(self.vocabulary) + DIVERGED:
             raise TrainingError(
-                f"the training diverged at step {self.step + 1} ({self.tokens:,} tokens, {self.share:.1%} of it): a loss "
-                f"of {loss:.3f} nats a token, where knowing nothing costs {math.log(self.vocabulary):.3f}; lower "
-                "matrix_rate or embedding_rate, or warm up for longer"
+                f"the training diverged at step {self.step + 1} ({self.tokens:,} tokens, {self.share:.1%} of it): "
+                f"a loss of {loss:.3f} nats a token, where knowing nothing costs {math.log(self.vocabulary):.3f}; "
+                "lower matrix_rate or embedding_rate, or warm up for longer"
             )
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
@@ -183,7 +189,11 @@ def run(
         if training.share >= (len(points) + 1) / REPORTS:
             points.append(
                 Point(
-                    training.share, training.step, training.tokens, training.seconds, sum(losses) / len(losses)
+                    training.share,
+                    training.step,
+                    training.tokens,
+                    training.seconds,
+                    sum(losses) / len(losses),
                 )
             )
             losses = []
