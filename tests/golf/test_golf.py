@@ -9,11 +9,14 @@ from small import RECIPE, documents, recipe, write
 
 import sprat
 from sprat.cli.main import main
-from sprat.errors import BudgetError, RecipeError
-from sprat.golf import corpus, training
+from sprat.errors import BudgetError, SpratError
+from sprat.golf import corpus, finish, words
+from sprat.golf import golf as golfs
+from sprat.golf.batches import Batches
 from sprat.golf.golf import golf
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
+from sprat.golf.training import Training, run
 from sprat.run.engine import open_engine
 from sprat.run.tokenizer import open_tokenizer
 
@@ -46,10 +49,24 @@ def test_both_engines_read_it_alike_and_it_can_be_talked_to(played):
     with sprat.open(folder / "g.sprat") as artifact:
         tokenizer = open_tokenizer(artifact)
         ids = tokenizer.encode(files[0].read_text())[:64]
-        native, torch = (open_engine(artifact, threads=1, kind=kind).all_logits(ids) for kind in ("native", "torch"))
+        native, torch = (
+            open_engine(artifact, threads=1, kind=kind).all_logits(ids) for kind in ("native", "torch")
+        )
     assert (native.argmax(1) == torch.argmax(1)).mean() > 0.9
     assert tokenizer.prefix() == [0]
     assert tokenizer.chat([{"role": "user", "content": "The cat"}]) == tokenizer.encode("The cat")
+
+
+@pytest.mark.parametrize("cap", [21_337, 24_680, 31_415])
+def test_any_cap_holds_to_the_byte(played, tmp_path, cap):
+    _, files, _ = played
+    r, train = recipe(), corpus.read(files, 0.2).train
+    tokenizer = words.learn(train, r.vocabulary)
+    ids = words.stream(tokenizer, train)
+    trained = Training(r, r.vocabulary, Batches(ids, r.context, r.batch, 0), Length("tokens", 256 * 10), 0)
+    run(trained)
+    finish.into_cap(trained.result(), r, tokenizer, cap, tmp_path / "c.sprat", train, 0)
+    assert 0.99 * cap <= (tmp_path / "c.sprat").stat().st_size <= cap
 
 
 def test_a_cap_above_what_helps_is_not_filled(played, tmp_path):
@@ -72,7 +89,7 @@ def test_a_cap_that_is_too_small_is_refused_before_training(played, tmp_path):
 
 def test_a_killed_golf_resumes_to_the_same_file(played, tmp_path, monkeypatch):
     folder, files, result = played
-    monkeypatch.setattr(training, "EVERY", 0.0)
+    monkeypatch.setattr(golfs, "EVERY", 0.0)
 
     class Killed(Exception):
         pass
@@ -83,7 +100,7 @@ def test_a_killed_golf_resumes_to_the_same_file(played, tmp_path, monkeypatch):
 
     with pytest.raises(Killed):
         golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", watch=die)
-    with pytest.raises(RecipeError, match="another seed"):
+    with pytest.raises(SpratError, match="its seed is 0, this one's 1"):
         golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", seed=1, resume=True)
     again = golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", resume=True)
     assert again["runs"][0]["sha256"] == result["runs"][0]["sha256"]

@@ -134,7 +134,7 @@ def test_a_comparison_tells_which_is_better_and_what_is_unequal(tmp_path):
     found = compare(result([2.0, 2.1, 2.05]), result([1.5, 1.6, 1.55], cap=2000))
     assert found.p is not None and found.p < 0.001 and found.difference.value == pytest.approx(0.45)
     assert (
-        found.unequal == ("cap (1000 and 2000)",) and "the second is better by 0.4500" in found.sentences()[0]
+        found.unequal == ("cap: 1000 and 2000",) and "the second is better by 0.4500" in found.sentences()[0]
     )
     assert compare(result([2.0]), result([1.0])).p is None
     with pytest.raises(ProofError, match="different documents"):

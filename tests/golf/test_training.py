@@ -7,13 +7,13 @@ import pytest
 import torch
 from small import documents, recipe
 
-from sprat.errors import RecipeError, SourceError, SpratError, TrainingError
-from sprat.golf import training as trainings
+from sprat.errors import RecipeError, SourceError, TrainingError
 from sprat.golf import words
 from sprat.golf.batches import Batches
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.training import Training, load, run, save
+from sprat.golf.training import Training, run
+from sprat.training.checkpoint import Checkpoint
 
 TEXTS = documents()
 TOKENIZER = words.learn(TEXTS, 320)
@@ -76,11 +76,10 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path, settings):
     run(whole)
     for _ in range(9):
         broken.advance()
-    save(tmp_path / "c", broken, {"seed": 0})
+    checkpoint = Checkpoint(tmp_path / "c", {"seed": "0"}, 0.0)
+    checkpoint.save(broken.state())
     broken.advance()  # what came after the checkpoint is lost
-    found = load(tmp_path / "c")
-    assert found["identity"] == {"seed": 0} and [p.name for p in tmp_path.iterdir()] == ["c"]
-    resumed.restore(found["training"])
+    resumed.restore(checkpoint.load())
     run(resumed)
     assert resumed.step == whole.step == 20 and same(resumed, whole)
     assert not same(whole, training(seed=1, **settings))
@@ -95,24 +94,16 @@ def test_the_mean_of_the_weights_is_what_is_stored():
     assert torch.allclose(next(t.result().parameters()), expected, atol=1e-6)
 
 
-def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainings, "EVERY", 0.0)
+def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c", {}, 0.0)
     t = training(256 * 400, matrix_rate=1.0, embedding_rate=1.0, clip=0, warm_up=0.05)
     with pytest.raises(
         TrainingError, match=r"diverged at step \d+ .* nats a token.*last good checkpoint is"
     ) as error:
-        run(t, tmp_path / "c")
-    kept = load(tmp_path / "c")["training"]
+        run(t, checkpoint)
+    kept = checkpoint.load()
     assert kept["step"] == t.step > 0 and f"step {t.step + 1} " in str(error.value)
     assert all(bool(p.isfinite().all()) for p in kept["model"].values())
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(SpratError, match="no checkpoint"):
-        load(tmp_path / "absent")
-    (tmp_path / "c").write_bytes(b"something else")
-    with pytest.raises(SpratError, match="is no checkpoint"):
-        load(tmp_path / "c")
 
 
 @pytest.mark.parametrize(

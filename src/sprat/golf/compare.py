@@ -97,13 +97,15 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     t = freedom = p = None
     if min(side.seeds for side in sides) > 1:
         t, freedom, p = welch(*([run["bits_per_byte"] for run in result["runs"]] for result in (a, b)))
-    shared = {"cap": "cap", "length": "length of training", "threads": "threads", "machine": "machine"}
-    unequal = tuple(
-        f"{name} ({a.get(key)} and {b.get(key)})" for key, name in shared.items() if a.get(key) != b.get(key)
-    )
+    shared = ("cap", "length", "threads", "machine")
+    unequal = tuple(f"{key}: {_plain(a[key])} and {_plain(b[key])}" for key in shared if a[key] != b[key])
     if a["text"]["hash"] != b["text"]["hash"]:
         unequal += ("training text",)
     return Comparison(sides[0], sides[1], difference, t, freedom, p, unequal)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def welch(a: list[float], b: list[float]) -> tuple[float, float, float]:

@@ -60,7 +60,7 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
         if p.ndim == 1
     }
     fixed = container.size(
-        config=config(recipe, tokenizer.get_vocab_size(), 0),
+        config=config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer)),
         entries=vectors,
         recipe=recipe.fit_recipe().to_dict(),
         provenance={},
@@ -132,7 +132,7 @@ def into_cap(
 def save_folder(model: Decoder, recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> None:
     """A Hugging Face folder: config.json, model.safetensors, the tokenizer."""
     folder.mkdir()
-    settings: dict[str, Any] = config(recipe, tokenizer.get_vocab_size(), tokenizer.token_to_id(words.MARK))
+    settings: dict[str, Any] = config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer))
     (folder / "config.json").write_text(json.dumps(settings))
     save_file(
         {name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
@@ -146,4 +146,4 @@ def _sample(documents: Sequence[str]) -> list[str]:
     total = sum(map(len, documents))
     count = max(1, min(len(documents), round(len(documents) * CALIBRATION / max(total, 1))))
     places = np.linspace(0, len(documents) - 1, count).round().astype(int)
-    return [documents[i] for i in np.unique(places).tolist()]
+    return [documents[int(i)] for i in np.unique(places)]

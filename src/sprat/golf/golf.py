@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
-from sprat.errors import BudgetError, RecipeError, SpratError
+from sprat.errors import BudgetError, SpratError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score, words
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
-from sprat.golf.training import Point, Training, load, run
+from sprat.golf.training import Point, Training, run
 from sprat.progress import Progress, silent
 from sprat.prove.environment import machine, sha256, versions
 from sprat.sizes import Budget, parse_budget
+from sprat.training.checkpoint import Checkpoint
 
 SCHEMA = "sprat.golf/1"
+#: Seconds between checkpoints.
+EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def golf(
     if size.kind != "bytes":
         raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
     game = Golf(recipe, int(size.value), length, given)
-    runs = []
+    runs: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
         runs.append(play(game, file, seed + number, resume, progress, watch))
@@ -91,21 +94,10 @@ def play(
     """One seed of a golf: a row of its result."""
     recipe, given = game.recipe, game.corpus
     torch.manual_seed(seed)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
-    identity = {
-        "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
-        "corpus": given.hash,
-        "length": f"{game.length.amount:g} {game.length.kind}",
-        "seed": seed,
-        "cap": game.cap,
-    }
-    saved = _saved(checkpoint, identity) if resume and checkpoint.exists() else None
+    checkpoint = _checkpoint(game, out, seed)
+    saved = checkpoint.load() if resume and checkpoint.path.exists() else None
     progress("tokenizer", 0, 1)
-    tokenizer = (
-        Tokenizer.from_str(saved["identity"]["tokenizer"])
-        if saved
-        else words.learn(given.train, recipe.vocabulary)
-    )
+    tokenizer = words.learn(given.train, recipe.vocabulary)
     progress("tokenizer", 1, 1)
     ids = words.stream(tokenizer, given.train)
     batches = Batches(ids, recipe.context, recipe.batch, seed)
@@ -115,13 +107,12 @@ def play(
     finish.refuse_impossible(game.cap, weighed, recipe)
     training.noise_bits = weighed.bits(game.cap)
     if saved:
-        training.restore(saved["training"])
+        training.restore(saved)
     # A token of the training text stands for so many bytes; its mark is a token too.
     nbytes = sum(len(document.encode()) for document in given.train) / len(ids)
     points = run(
         training,
         checkpoint,
-        identity | {"tokenizer": tokenizer.to_str()},
         progress,
         lambda point: watch(point, point.loss / nbytes / math.log(2)),
     )
@@ -129,7 +120,7 @@ def play(
     before = score.score_model(model, recipe.context, tokenizer, given.validation, progress=progress)
     fitted = finish.into_cap(model, recipe, tokenizer, game.cap, out, given.train, seed, progress)
     after = score.score_file(out, given.validation, threads=torch.get_num_threads(), progress=progress)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     return {
         "seed": seed,
         "file": out.name,
@@ -153,16 +144,16 @@ def play(
     }
 
 
-def _saved(checkpoint: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of the same training; SpratError names what is different."""
-    saved = load(checkpoint)
-    for name, value in identity.items():
-        if saved["identity"].get(name) != value:
-            raise RecipeError(
-                f"{checkpoint} is of a training with another {name}: resume with the same recipe, text, length, seed "
-                "and cap, or remove it"
-            )
-    return saved
+def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
+    """Beside `out`; what the training depends on is its key, so that no other goes on from it."""
+    key = {
+        "recipe": json.dumps(game.recipe.to_dict(), sort_keys=True),
+        "text": game.corpus.hash,
+        "length": f"{game.length.amount:g} {game.length.kind}",
+        "cap": str(game.cap),
+        "seed": str(seed),
+    }
+    return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
 
 
 def _result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def score_model(
         with torch.inference_mode():
             return model(torch.tensor([ids]))[0].numpy()
 
-    prefix = [tokenizer.token_to_id(words.MARK)]
+    prefix = [words.mark(tokenizer)]
     return score(predict, context, tokenizer, prefix, documents, stride, "torch", progress)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.errors import SpratError, TrainingError
+from sprat.errors import TrainingError
 from sprat.golf.batches import Batches
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
@@ -23,9 +21,8 @@ from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
 from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
+from sprat.training.checkpoint import Checkpoint
 
-#: Seconds between checkpoints.
-EVERY = 60.0
 #: A loss so many nats above that of knowing nothing, ln(vocabulary), is a training that diverges.
 DIVERGED = 1.0
 #: Shares of the training at which the loss is told.
@@ -107,7 +104,8 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step()
         if self.mean:
-            torch._foreach_lerp_(self.mean, [p.detach() for p in self.model.parameters()], 1 - recipe.ema)
+            for mean, p in zip(self.mean, self.model.parameters(), strict=True):
+                mean.lerp_(p.detach(), 1 - recipe.ema)
         self.step += 1
         return loss
 
@@ -164,15 +162,14 @@ class Training:
 
 def run(
     training: Training,
-    checkpoint: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
     watch: Callable[[Point], None] = lambda _: None,
 ) -> list[Point]:
-    """Step until the length is reached; every EVERY seconds, and at the end, write `checkpoint`.
+    """Step until the length is reached; now and then, and at the end, save `checkpoint`.
 
-    identity: what a checkpoint says of itself (see `load`). watch: is told REPORTS points, which are returned.
-    Raises TrainingError where the loss diverges; the checkpoint before stays.
+    watch: is told REPORTS points, which are returned. Raises TrainingError where the loss diverges; the checkpoint
+    before stays.
     """
     points: list[Point] = []
     losses: list[float] = []
@@ -181,7 +178,11 @@ def run(
         try:
             losses.append(training.advance())
         except TrainingError as error:
-            kept = f"; the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else ""
+            kept = (
+                f"; the last good checkpoint is {checkpoint.path}"
+                if checkpoint and checkpoint.path.exists()
+                else ""
+            )
             raise TrainingError(f"{error}{kept}") from None
         now = training.length.now()
         training.seconds, last = training.seconds + now - last, now
@@ -198,31 +199,7 @@ def run(
             )
             losses = []
             watch(points[-1])
-        if checkpoint and (training.share >= 1 or time.monotonic() - saved > EVERY):
-            save(checkpoint, training, identity or {})
+        if checkpoint and (training.share >= 1 or time.monotonic() - saved > checkpoint.every):
+            checkpoint.save(training.state())
             saved = time.monotonic()
     return points
-
-
-def save(path: Path, training: Training, identity: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside `path` and rename it: `path` is whole, or as it was."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        torch.save({"identity": dict(identity), "training": training.state()}, partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint: {"identity", "training"}; nothing in it is run."""
-    try:
-        found = torch.load(path, weights_only=True)
-        if set(found) != {"identity", "training"}:
-            raise ValueError("other contents")
-    except FileNotFoundError:
-        raise SpratError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch and pickle raise many types for a broken file
-        raise SpratError(f"{path} is no checkpoint of a golf: {str(error).partition(chr(10))[0]}") from error
-    return found

@@ -29,7 +29,7 @@ def learn(documents: Sequence[str], vocabulary: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(_pieces(documents), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{MARK} $A", special_tokens=[(MARK, tokenizer.token_to_id(MARK))]
+        single=f"{MARK} $A", special_tokens=[(MARK, mark(tokenizer))]
     )
     return tokenizer
 
@@ -49,14 +49,21 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     }
 
 
+def mark(tokenizer: Tokenizer) -> int:
+    """The id of MARK."""
+    found = tokenizer.token_to_id(MARK)
+    assert found is not None  # `learn` put it there
+    return found
+
+
 def stream(tokenizer: Tokenizer, documents: Sequence[str]) -> np.ndarray:
     """int32 (n,): every document behind its MARK, and one at the end.
 
     A MARK is a target as well: it ends the document before. What follows it is predicted from it on.
     """
-    mark = tokenizer.token_to_id(MARK)
-    parts = [[mark, *encode(tokenizer, document)] for document in documents]
-    return np.concatenate([*(np.array(part, np.int32) for part in parts), np.array([mark], np.int32)])
+    between = [mark(tokenizer)]
+    parts = [[*between, *encode(tokenizer, document)] for document in documents]
+    return np.concatenate([np.array(part, np.int32) for part in (*parts, between)])
 
 
 def encode(tokenizer: Tokenizer, document: str) -> list[int]:
