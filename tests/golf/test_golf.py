@@ -9,7 +9,7 @@ from small import RECIPE, documents, recipe, write
 
 import sprat
 from sprat.cli.main import main
-from sprat.errors import BudgetError, SpratError
+from sprat.errors import BudgetError, SourceError, SpratError
 from sprat.golf import corpus, finish, words
 from sprat.golf import golf as golfs
 from sprat.golf.batches import Batches
@@ -85,6 +85,19 @@ def test_a_cap_that_is_too_small_is_refused_before_training(played, tmp_path):
     with pytest.raises(BudgetError, match="number of bytes"):
         golf(recipe(), files, "40%", STEPS, tmp_path / "g.sprat")
     assert not list(tmp_path.iterdir())
+
+
+def test_little_text_is_enough_or_refused(tmp_path):
+    row = golf(
+        recipe(fit={}),
+        write(tmp_path, documents(12, 30)),
+        "28kB",
+        Length("tokens", 2560),
+        tmp_path / "g.sprat",
+    )
+    assert row["runs"][0]["bytes"] <= 28000
+    with pytest.raises(SourceError, match="too few to calibrate"):
+        golf(recipe(), write(tmp_path, documents(8, 3)), "28kB", STEPS, tmp_path / "h.sprat")
 
 
 def test_a_killed_golf_resumes_to_the_same_file(played, tmp_path, monkeypatch):

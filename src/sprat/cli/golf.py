@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
-from sprat.errors import SpratError
+from sprat.errors import RecipeError, SpratError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what is scored (default: a share of the documents, by their hash)",
     )
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    length = train.add_mutually_exclusive_group(required=True)
+    length = train.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
     length.add_argument(
         "--processor-minutes",
@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting of the recipe",
     )
-    train.set_defaults(golf_execute=_train)
+    train.set_defaults(golf_execute=_train, parser=train)
 
     score = verbs.add_parser("score", help="bits per byte of a file on text")
     score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
@@ -88,14 +88,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stride", type=whole, metavar="N", help="sliding windows, N tokens apart (default: side by side)"
     )
     score.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
-    score.set_defaults(golf_execute=_score)
+    score.set_defaults(golf_execute=_score, parser=score)
 
     compare = verbs.add_parser(
         "compare", help="which of two trainings is better, and whether that can be told"
     )
     compare.add_argument("a", type=Path, metavar="A", help="the JSON beside a trained file")
     compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
-    compare.set_defaults(golf_execute=_compare)
+    compare.set_defaults(golf_execute=_compare, parser=compare)
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
 
-    recipe = Recipe.read(arguments.recipe, given)
+    recipe, length = Recipe.read(arguments.recipe, given), _length(arguments)
     _use(arguments.threads)
 
     def watch(point: Point, bits: float) -> None:
@@ -124,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> None:
             recipe,
             arguments.text,
             arguments.cap,
-            _length(arguments),
+            length,
             arguments.out,
             seed=arguments.seed,
             seeds=arguments.seeds,
@@ -143,7 +143,9 @@ def _length(arguments: argparse.Namespace) -> Length:
         return Length("tokens", arguments.tokens)
     if arguments.minutes is not None:
         return Length("seconds", 60 * arguments.minutes)
-    return Length("processor seconds", 60 * arguments.processor_minutes)
+    if arguments.processor_minutes is not None:
+        return Length("processor seconds", 60 * arguments.processor_minutes)
+    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
 
 
 def _show(out: Path, result: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from sprat import recipe as fits
 from sprat.coding import container
 from sprat.coding.ledger import Ledger, Line
 from sprat.coding.tensors import Dense, Entry
 from sprat.coding.tokenizer import pack
-from sprat.errors import BudgetError
+from sprat.errors import BudgetError, SourceError
 from sprat.fit import FitResult, fit
 from sprat.golf import int8, words
 from sprat.golf.model import Decoder, config
@@ -28,6 +29,8 @@ from sprat.sizes import Budget, format_bytes
 
 #: Bits a weight beyond which a finer level changes nothing that can be measured.
 FINEST = 8
+#: Bytes that the config as transformers writes it and the provenance take beyond the bare config.
+PROVENANCE = 1600
 #: Calibration reads at most so many characters of the training documents, evenly spread.
 CALIBRATION = 1 << 21
 
@@ -66,16 +69,22 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
         provenance={},
         file_extra={"tokenizer/packed": pack(words.files(tokenizer))},
     )
-    # As sprat.job counts them: seven bits for each scale and class, provenance and tables.
+    # As sprat.job counts them: seven bits for each scale and class, tables; what transformers adds to a config, and
+    # where the file says it comes from.
     kv = recipe.kv_heads * recipe.width // recipe.heads
     scales = model.model.embed_tokens.num_embeddings + recipe.width
-    scales += recipe.layers * (5 * recipe.width + 2 * kv + 3 * recipe.inner + 2 * recipe.width)
-    fixed += scales * 7 // 8 + 4096 + scales // 32
+    scales += recipe.layers * (6 * recipe.width + 2 * kv + 3 * recipe.inner)
+    fixed += scales * 7 // 8 + 4096 + scales // 32 + PROVENANCE
     return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
 
 
-def refuse_impossible(cap: int, weighed: Weighed, recipe: Recipe) -> None:
-    """Raise BudgetError, before any training, for a cap below what the recipe can end in."""
+def refuse_impossible(cap: int, weighed: Weighed, recipe: Recipe, tokens: int) -> None:
+    """Before any training: BudgetError for a cap below what the recipe can end in, SourceError for a text of too few
+    `tokens` to calibrate the rounding on."""
+    if recipe.finish == "waterlevel" and _calibration(recipe, tokens).tokens < recipe.fit_recipe().context:
+        raise SourceError(
+            f"the training text has {tokens:,} tokens: too few to calibrate the rounding on; give more text"
+        )
     if cap < weighed.smallest:
         needed = (
             f"this recipe's tokenizer, config and tables need about {weighed.fixed:,}"
@@ -117,14 +126,16 @@ def into_cap(
         folder = Path(root) / out.stem
         save_folder(model, recipe, tokenizer, folder)
         text = Path(root) / "training-text"
-        text.write_text("\n\n".join(_sample(documents)), encoding="utf-8")
+        sample = _sample(documents)
+        text.write_text("\n\n".join(sample), encoding="utf-8")
+        tokens = sum(len(words.encode(tokenizer, document)) for document in sample)
         return fit(
             folder,
             Budget(budget, "bytes", f"{budget:,} bytes"),
             out,
             str(text),
             seed,
-            recipe.fit_recipe(),
+            _calibration(recipe, tokens),
             progress,
         )
 
@@ -139,6 +150,16 @@ def save_folder(model: Decoder, recipe: Recipe, tokenizer: Tokenizer, folder: Pa
     )
     for name, data in words.files(tokenizer).items():
         (folder / name).write_bytes(data)
+
+
+def _calibration(recipe: Recipe, available: int) -> fits.Recipe:
+    """The recipe's fit, with as many tokens of calibration as it asks for or the text has."""
+    chosen = recipe.fit_recipe()
+    wanted = chosen.tokens or min(
+        max(8 * recipe.width, 8 * recipe.inner, 16384), 65536
+    )  # as sprat.job chooses
+    # Held-out contexts are the text's too; one more for what cutting it into contexts leaves over.
+    return replace(chosen, tokens=max(1, min(wanted, available - (chosen.held_out + 1) * chosen.context)))
 
 
 def _sample(documents: Sequence[str]) -> list[str]:

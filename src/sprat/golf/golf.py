@@ -104,7 +104,7 @@ def play(
     vocabulary = tokenizer.get_vocab_size()
     training = Training(recipe, vocabulary, batches, game.length, seed)
     weighed = finish.weigh(training.model, recipe, tokenizer)
-    finish.refuse_impossible(game.cap, weighed, recipe)
+    finish.refuse_impossible(game.cap, weighed, recipe, len(ids))
     training.noise_bits = weighed.bits(game.cap)
     if saved:
         training.restore(saved)

@@ -173,6 +173,7 @@ def run(
     """
     points: list[Point] = []
     losses: list[float] = []
+    told = int(training.share * REPORTS)
     last, saved = training.length.now(), time.monotonic()
     while training.share < 1:
         try:
@@ -187,7 +188,8 @@ def run(
         now = training.length.now()
         training.seconds, last = training.seconds + now - last, now
         progress("training", training.share, 1.0)
-        if training.share >= (len(points) + 1) / REPORTS:
+        if int(training.share * REPORTS) > told:
+            told = int(training.share * REPORTS)
             points.append(
                 Point(
                     training.share,
