@@ -30,6 +30,10 @@ class RecipeError(SpratError):
     """A recipe has an unknown key or a value outside its range."""
 
 
+class TrainingError(SpratError):
+    """A training cannot go on (its loss diverged)."""
+
+
 class ProofError(SpratError):
     """Two models cannot be compared in the way that was asked."""
 

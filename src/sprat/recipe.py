@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +143,10 @@ class Recipe:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
         """A recipe from plain values; integers are taken for floats, a share of zeros may be a number."""
-        known = {f.name: f for f in fields(Recipe)}
-        types = {f.name: type(f.default) for f in fields(Recipe)}
-        checked: dict[str, Any] = {}
-        for key, value in values.items():
-            if key not in known:
-                raise RecipeError(
-                    f"recipe: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}"
-                )
-            if types[key] is float and type(value) is int:
-                value = float(value)
-            if key == "sparsity" and type(value) in (int, float):
-                value = str(value)
-            if type(value) is not types[key]:
-                raise RecipeError(f"recipe: {key} must be {types[key].__name__}, not {value!r}")
-            checked[key] = value
-        return Recipe(**checked)
+        share = values.get("sparsity")
+        if type(share) in (int, float):
+            values = {**values, "sparsity": str(share)}
+        return Recipe(**checked(Recipe, values))
 
     @staticmethod
     def read(
@@ -167,15 +155,36 @@ class Recipe:
         defaults: Mapping[str, Any] | None = None,
     ) -> Recipe:
         """A TOML file (or none) with `settings` on top, and `defaults` for what neither names."""
-        values: dict[str, Any] = {}
-        if path is not None:
-            try:
-                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise RecipeError(f"recipe {path}: {error.strerror}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise RecipeError(f"recipe {path}: not TOML: {error}") from None
+        values = {} if path is None else read_toml(path)
         return Recipe.from_dict({**(defaults or {}), **values, **(settings or {})})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def checked(kind: Any, values: Mapping[str, Any], name: str = "recipe") -> dict[str, Any]:
+    """`values` as fields of the dataclass `kind`: no key unknown, every value of its default's type.
+
+    Integers are taken for floats. RecipeError calls the recipe `name`.
+    """
+    types = {f.name: dict if f.default is MISSING else type(f.default) for f in fields(kind)}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            raise RecipeError(f"{name}: unknown key {key!r}{nearest(key, types)}; known: {', '.join(types)}")
+        if types[key] is float and type(value) is int:
+            value = float(value)
+        if type(value) is not types[key]:
+            raise RecipeError(f"{name}: {key} must be {types[key].__name__}, not {value!r}")
+        out[key] = value
+    return out
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A recipe file's values; RecipeError where it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not TOML: {error}") from None

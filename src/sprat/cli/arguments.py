@@ -250,18 +250,18 @@ def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
 def recipe(arguments: argparse.Namespace) -> Recipe | None:
     """What --recipe, --set and flags of its fields name, the later winning; None for the defaults."""
     flags = {name: value for name in FLAGS if (value := getattr(arguments, name, None)) is not None}
-    settings = _settings(arguments.settings) | flags
-    if arguments.recipe is None and not settings:
+    given = settings(arguments.settings) | flags
+    if arguments.recipe is None and not given:
         return None
     from sprat.recipe import Recipe
 
     # A trellis doubles the integers, which a budget for memory pays for, and lets none move alone, as deep healing
     # has to: off there unless it is asked for.
-    plain = settings.get("heal_deep") or getattr(arguments, "ram", None)
-    return Recipe.read(arguments.recipe, settings, {"trellis": 0} if plain else None)
+    plain = given.get("heal_deep") or getattr(arguments, "ram", None)
+    return Recipe.read(arguments.recipe, given, {"trellis": 0} if plain else None)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def settings(pairs: list[str]) -> dict[str, Any]:
     """`--set trellis=4`: values as TOML has them, and words without quotes as text."""
     found: dict[str, Any] = {}
     for pair in pairs:

@@ -16,6 +16,7 @@ from sprat.cli import (
     compare,
     export,
     fit,
+    golf,
     heal,
     inspect,
     plan,
@@ -42,6 +43,7 @@ VERBS: dict[str, ModuleType] = {
     "compare": compare,
     "sweep": sweep,
     "anatomy": anatomy,
+    "golf": golf,
 }
 
 _EXAMPLES = """examples:

@@ -1,0 +1,240 @@
+"""`sprat golf train | score | compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprat.cli import terminal
+from sprat.cli.arguments import Parser, budget, seed, settings, whole
+from sprat.errors import RecipeError, SpratError
+from sprat.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from sprat.golf.schedule import Length
+    from sprat.golf.training import Point
+
+SUMMARY = "Train a language model from nothing into a cap of bytes, and score it in bits per byte."
+EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text speeches/*.txt -o tiny.sprat
+  sprat chat tiny.sprat
+  sprat golf score tiny.sprat --text other.txt --stride 64
+  sprat golf compare naive.json tiny.json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The three verbs of a golf."""
+    verbs = parser.add_subparsers(dest="golf", metavar="VERB", required=True, parser_class=Parser)
+    train = verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
+    train.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file (recipes/golf-*.toml)")
+    train.add_argument(
+        "--cap", type=budget, required=True, metavar="B", help="the most the whole file may weigh"
+    )
+    train.add_argument(
+        "--text",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="UTF-8 text files to learn from",
+    )
+    train.add_argument(
+        "--validation",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="what is scored (default: a share of the documents, by their hash)",
+    )
+    train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
+    length.add_argument(
+        "--processor-minutes",
+        type=float,
+        metavar="M",
+        help="or by the processor's time, of all threads together",
+    )
+    length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
+    train.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
+    )
+    train.add_argument("--seeds", type=whole, default=1, metavar="N", help="train so many times (default 1)")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one"
+    )
+    train.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
+    train.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the recipe",
+    )
+    train.set_defaults(golf_execute=_train, parser=train)
+
+    score = verbs.add_parser("score", help="bits per byte of a file on text")
+    score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
+    score.add_argument(
+        "--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files"
+    )
+    score.add_argument(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="only the documents that a training with this `validation` holds out",
+    )
+    score.add_argument(
+        "--stride", type=whole, metavar="N", help="sliding windows, N tokens apart (default: side by side)"
+    )
+    score.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
+    score.set_defaults(golf_execute=_score, parser=score)
+
+    compare = verbs.add_parser(
+        "compare", help="which of two trainings is better, and whether that can be told"
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="the JSON beside a trained file")
+    compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
+    compare.set_defaults(golf_execute=_compare, parser=compare)
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    """Run the verb that was asked for."""
+    arguments.golf_execute(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    given = settings(arguments.settings)
+    from sprat.golf.golf import golf
+    from sprat.golf.recipe import Recipe
+
+    recipe, length = Recipe.read(arguments.recipe, given), _length(arguments)
+    _use(arguments.threads)
+
+    def watch(point: Point, bits: float) -> None:
+        terminal.err().print(
+            f"sprat: {point.share:4.0%}  step {point.step:,}  {point.tokens:,} tokens  {point.seconds:,.0f} s  "
+            f"{point.loss:.3f} nats a token  {bits:.3f} bits a byte of training text",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    with terminal.bars() as progress:
+        result = golf(
+            recipe,
+            arguments.text,
+            arguments.cap,
+            length,
+            arguments.out,
+            seed=arguments.seed,
+            seeds=arguments.seeds,
+            validation=arguments.validation,
+            resume=arguments.resume,
+            progress=progress,
+            watch=watch,
+        )
+    _show(arguments.out, result)
+
+
+def _length(arguments: argparse.Namespace) -> Length:
+    from sprat.golf.schedule import Length
+
+    if arguments.tokens is not None:
+        return Length("tokens", arguments.tokens)
+    if arguments.minutes is not None:
+        return Length("seconds", 60 * arguments.minutes)
+    if arguments.processor_minutes is not None:
+        return Length("processor seconds", 60 * arguments.processor_minutes)
+    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
+
+
+def _show(out: Path, result: dict[str, Any]) -> None:
+    console, cap, text = terminal.out(), result["cap"], result["validation"]
+    rows = []
+    for row in result["runs"]:
+        rows.append(
+            (
+                row["file"],
+                str(row["seed"]),
+                f"{row['bytes']:,}",
+                f"{row['bytes'] / cap:.1%}",
+                f"{row['parameters']:,}",
+                f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else "",
+                f"{row['tokens']:,}",
+                f"{row['seconds']:.0f} s",
+                f"{row['bits_per_byte_before']:.4f}",
+                f"{row['bits_per_byte']:.4f}",
+            )
+        )
+    columns = (
+        "file",
+        "seed",
+        "bytes",
+        "of the cap",
+        "weights",
+        "bits each",
+        "tokens",
+        "trained",
+        "before",
+        "bits a byte",
+    )
+    console.print(terminal.table(columns, rows))
+    console.print(
+        f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from; before: "
+        f"unrounded, through torch; every figure is in {out.with_suffix('.json')}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for row in result["runs"]:
+        for warning in row["warnings"]:
+            terminal.note(f"{row['file']}: {warning}")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from sprat.golf import corpus
+    from sprat.golf.score import score_file
+
+    _use(arguments.threads)
+    documents = list(dict.fromkeys(corpus.documents(arguments.text)))
+    if arguments.held_out is not None:
+        documents = [document for document in documents if corpus.held_out(document, arguments.held_out)]
+    if not documents:
+        raise SpratError(f"no document is held out by a share of {arguments.held_out:g}")
+    with terminal.bars() as progress:
+        found = score_file(arguments.file, documents, arguments.stride, arguments.threads, progress)
+    console = terminal.out()
+    size = arguments.file.stat().st_size
+    how = f"sliding windows, {found.stride} tokens apart" if arguments.stride else "windows side by side"
+    console.print(
+        f"{found.bits_per_byte:.4f} bits a byte, {size:,} bytes: {len(documents)} documents, "
+        f"{int(found.nbytes.sum()):,} bytes, {found.tokens:,} tokens, {found.engine} engine, {how}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from sprat.golf.compare import compare, read
+
+    found = compare(read(arguments.a), read(arguments.b))
+    rows = [
+        (
+            name.name,
+            f"{side.seeds}",
+            f"{side.largest:,}",
+            f"{side.mean:.4f}",
+            f"{side.deviation:.4f}" if side.seeds > 1 else "",
+        )
+        for name, side in ((arguments.a, found.a), (arguments.b, found.b))
+    ]
+    console = terminal.out()
+    console.print(terminal.table(("", "seeds", "bytes", "bits a byte", "deviation"), rows))
+    for line in found.sentences():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _use(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)

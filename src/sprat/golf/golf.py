@@ -1,0 +1,181 @@
+"""`golf`: text in, the best model that fits a cap out. The story on one page.
+
+corpus  →  tokenizer  →  training  →  into the cap  →  bits per byte
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprat.errors import BudgetError, SpratError
+from sprat.folders import write_whole
+from sprat.golf import corpus, finish, score, words
+from sprat.golf.batches import Batches
+from sprat.golf.corpus import Corpus
+from sprat.golf.recipe import Recipe
+from sprat.golf.schedule import Length
+from sprat.golf.training import Point, Training, run
+from sprat.progress import Progress, silent
+from sprat.prove.environment import machine, sha256, versions
+from sprat.sizes import Budget, parse_budget
+from sprat.training.checkpoint import Checkpoint
+
+SCHEMA = "sprat.golf/1"
+#: Seconds between checkpoints.
+EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Golf:
+    """What every seed of one golf shares."""
+
+    recipe: Recipe
+    cap: int
+    length: Length
+    corpus: Corpus
+
+
+def golf(
+    recipe: Recipe,
+    text: Sequence[str | Path],
+    cap: str | Budget,
+    length: Length,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    validation: Sequence[str | Path] | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+    watch: Callable[[Point, float], None] = lambda point, bits: None,
+) -> dict[str, Any]:
+    """Train `recipe` on `text` for `length`, end in at most `cap` bytes at `out`, and score it.
+
+    seeds: so many trainings, with seeds `seed`, `seed` + 1, …; the second's file is `out` with -seed1 in its name, and
+    so on. Beside `out` stands a JSON of the same name with every figure, which is returned; and, while it trains, a
+    checkpoint, from which `resume` goes on to the same bits (on one thread). watch: is told points of the training and
+    their bits per byte of training text.
+
+    Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError.
+    """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
+    given = corpus.read(text, recipe.validation, validation)
+    size = parse_budget(cap) if isinstance(cap, str) else cap
+    if size.kind != "bytes":
+        raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
+    game = Golf(recipe, int(size.value), length, given)
+    runs: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for number in range(seeds):
+        file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
+        runs.append(play(game, file, seed + number, resume, progress, watch))
+        result = _result(game, runs)
+        write_whole(out.with_suffix(".json"), json.dumps(result, indent=1, allow_nan=False))
+    return result
+
+
+def play(
+    game: Golf,
+    out: Path,
+    seed: int,
+    resume: bool = False,
+    progress: Progress = silent,
+    watch: Callable[[Point, float], None] = lambda point, bits: None,
+) -> dict[str, Any]:
+    """One seed of a golf: a row of its result."""
+    recipe, given = game.recipe, game.corpus
+    torch.manual_seed(seed)
+    checkpoint = _checkpoint(game, out, seed)
+    saved = checkpoint.load() if resume and checkpoint.path.exists() else None
+    progress("tokenizer", 0, 1)
+    tokenizer = words.learn(given.train, recipe.vocabulary)
+    progress("tokenizer", 1, 1)
+    ids = words.stream(tokenizer, given.train)
+    batches = Batches(ids, recipe.context, recipe.batch, seed)
+    vocabulary = tokenizer.get_vocab_size()
+    training = Training(recipe, vocabulary, batches, game.length, seed)
+    weighed = finish.weigh(training.model, recipe, tokenizer)
+    finish.refuse_impossible(game.cap, weighed, recipe, len(ids))
+    training.noise_bits = weighed.bits(game.cap)
+    if saved:
+        training.restore(saved)
+    # A token of the training text stands for so many bytes; its mark is a token too.
+    nbytes = sum(len(document.encode()) for document in given.train) / len(ids)
+    points = run(
+        training,
+        checkpoint,
+        progress,
+        lambda point: watch(point, point.loss / nbytes / math.log(2)),
+    )
+    model = training.result()
+    before = score.score_model(model, recipe.context, tokenizer, given.validation, progress=progress)
+    fitted = finish.into_cap(model, recipe, tokenizer, game.cap, out, given.train, seed, progress)
+    after = score.score_file(out, given.validation, threads=torch.get_num_threads(), progress=progress)
+    checkpoint.remove()
+    return {
+        "seed": seed,
+        "file": out.name,
+        "bytes": out.stat().st_size,
+        "sha256": sha256(out),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": vocabulary,
+        "steps": training.step,
+        "tokens": training.tokens,
+        "epochs": training.tokens / len(ids),
+        "seconds": training.seconds,
+        "bits_per_byte": after.bits_per_byte,
+        "bits_per_byte_before": before.bits_per_byte,
+        "engine": after.engine,
+        "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
+        "level": fitted and fitted.level,
+        "bits_per_weight": fitted and fitted.bits_per_weight,
+        "finish_seconds": fitted and {stage: round(s, 1) for stage, s in fitted.seconds.items()},
+        "warnings": fitted.warnings if fitted else [],
+        "points": [vars(point) for point in points],
+    }
+
+
+def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
+    """Beside `out`; what the training depends on is its key, so that no other goes on from it."""
+    key = {
+        "recipe": json.dumps(game.recipe.to_dict(), sort_keys=True),
+        "text": game.corpus.hash,
+        "length": f"{game.length.amount:g} {game.length.kind}",
+        "cap": str(game.cap),
+        "seed": str(seed),
+    }
+    return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
+
+
+def _result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    given = game.corpus
+    return {
+        "schema": SCHEMA,
+        "recipe": game.recipe.to_dict(),
+        "cap": game.cap,
+        "length": {"kind": game.length.kind, "amount": game.length.amount},
+        "text": {
+            "documents": len(given.train),
+            "bytes": sum(len(d.encode()) for d in given.train),
+            "hash": given.hash,
+            "dropped": given.dropped,
+        },
+        "validation": {
+            "documents": len(given.validation),
+            "bytes": sum(len(d.encode()) for d in given.validation),
+            "hash": given.validation_hash,
+        },
+        "runs": runs,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "machine": machine(),
+    }

@@ -1,0 +1,180 @@
+"""The model of a golf: a decoder of the Qwen3 family, plainly written, with that family's names of tensors.
+
+    h = h + o( attention( rope(norm(q x)), rope(norm(k x)), v x ) ),   x = norm(h)
+    h = h + down( silu(gate x) * up x ),                               x = norm(h)       "swiglu"
+    h = h + down( relu(up x)^2 ),                                      x = norm(h)       "relu2"
+
+norm: RMSNorm (arXiv 1910.07467); rope: rotary positions (2104.09864); grouped-query attention (2305.13245); norms of
+queries and keys as in Qwen3 (2505.09388); swiglu: 2002.05202; squared ReLU: Primer (2109.08668). The head is the
+embedding. With "swiglu" the weights are a `Qwen3ForCausalLM`, exactly, and so the engine serves them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.golf.recipe import Recipe
+
+THETA = 10000.0
+EPS = 1e-6
+#: Contexts of at most so many tokens are attended to by plain products.
+SHORT = 512
+
+
+class Norm(nn.Module):
+    """RMSNorm in float32 over the last axis."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, EPS)
+
+
+class Attention(nn.Module):
+    """Causal attention of `heads` queries over `kv_heads` keys and values."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        width, self.heads, self.kv_heads = recipe.width, recipe.heads, recipe.kv_heads
+        self.size = width // recipe.heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, self.kv_heads * self.size, bias=False)
+        self.v_proj = nn.Linear(width, self.kv_heads * self.size, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_norm, self.k_norm = Norm(self.size), Norm(self.size)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """x: (batch, context, width)."""
+        batch, context, width = x.shape
+
+        def split(y: Tensor, heads: int) -> Tensor:
+            return y.view(batch, context, heads, self.size).transpose(1, 2)
+
+        v = split(self.v_proj(x), self.kv_heads)
+        q = rotate(self.q_norm(split(self.q_proj(x), self.heads)), rope).to(v.dtype)
+        k = rotate(self.k_norm(split(self.k_proj(x), self.kv_heads)), rope).to(v.dtype)
+        y = attend(q, k, v)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, context, width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention. q: (batch, heads, context, size); k, v: (batch, kv_heads, context, size).
+
+    Short contexts go through plain products: on a CPU, forward and backward, about twice as fast as torch's own.
+    """
+    batch, heads, context, size = q.shape
+    kv_heads = k.shape[1]
+    if context > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+    grouped = (q * size**-0.5).reshape(batch, kv_heads, -1, size)
+    scores = (grouped @ k.mT).view(batch, heads, context, context)
+    later = torch.full((context, context), -torch.inf, dtype=scores.dtype, device=q.device).triu(1)
+    return ((scores + later).softmax(-1).view(batch, kv_heads, -1, context) @ v).view(q.shape)
+
+
+class FeedForward(nn.Module):
+    """Of the recipe's activation."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        if recipe.activation == "swiglu":
+            self.gate_proj = nn.Linear(recipe.width, recipe.inner, bias=False)
+        self.up_proj = nn.Linear(recipe.width, recipe.inner, bias=False)
+        self.down_proj = nn.Linear(recipe.inner, recipe.width, bias=False)
+        self.gated = recipe.activation == "swiglu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_proj(x)
+        return self.down_proj(F.silu(self.gate_proj(x)) * up if self.gated else F.relu(up).square())
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind a norm and beside a residual stream in float32."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = Norm(recipe.width), Norm(recipe.width)
+        self.self_attn, self.mlp = Attention(recipe), FeedForward(recipe)
+
+    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        h = h + self.self_attn(self.input_layernorm(h), rope)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and the last norm."""
+
+    def __init__(self, recipe: Recipe, vocabulary: int):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, recipe.width)
+        self.layers = nn.ModuleList(Layer(recipe) for _ in range(recipe.layers))
+        self.norm = Norm(recipe.width)
+
+
+class Decoder(nn.Module):
+    """The whole model; `seed` decides its first weights."""
+
+    def __init__(self, recipe: Recipe, vocabulary: int, seed: int = 0):
+        super().__init__()
+        self.model = Trunk(recipe, vocabulary)
+        self.size = recipe.width // recipe.heads
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            deviation = parameter.shape[1] ** -0.5
+            if name.endswith("embed_tokens.weight"):
+                deviation = 0.02
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation *= 0.02  # every layer begins near the identity
+            nn.init.normal_(parameter, std=deviation, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: (batch, context) int64 -> logits (batch, context, vocabulary)."""
+        h = self.model.embed_tokens(ids)
+        rope = rotations(ids.shape[1], self.size, ids.device)
+        for layer in self.model.layers:
+            h = layer(h, rope)
+        return F.linear(self.model.norm(h), self.model.embed_tokens.weight)
+
+
+def rotations(context: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (context, size) of rotary positions, the two halves of a head rotating together."""
+    frequency = THETA ** (-torch.arange(0, size, 2, device=device).float() / size)
+    angle = torch.arange(context, device=device)[:, None] * frequency
+    both = torch.cat([angle, angle], dim=1)
+    return both.cos(), both.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x: (batch, heads, context, size)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * rope[0] + torch.cat([-b, a], dim=-1) * rope[1]
+
+
+def config(recipe: Recipe, vocabulary: int, mark: int) -> dict[str, Any]:
+    """The config.json of a Qwen3 of this shape."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": vocabulary,
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.inner,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.kv_heads,
+        "head_dim": recipe.width // recipe.heads,
+        "max_position_embeddings": recipe.context,
+        "rope_theta": THETA,
+        "rms_norm_eps": EPS,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": mark,
+        "eos_token_id": mark,
+    }

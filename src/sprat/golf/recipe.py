@@ -1,0 +1,129 @@
+"""A golf recipe: every choice of a training from nothing, as a strict, frozen record that reads from TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sprat import recipe as fits
+from sprat.errors import RecipeError
+
+#: The tokenizer's smallest and largest vocabulary: 256 bytes and the document mark, 16k.
+VOCABULARY = (257, 16384)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, how, and how it ends inside the cap. Unknown keys and values outside their range are refused."""
+
+    vocabulary: int = 1024
+    """Tokens of the byte-level BPE that is trained on the training text: 257 (bytes and the document mark) to 16384."""
+    validation: float = 0.05
+    """Share of the documents, chosen by their hash, that is held out and scored."""
+
+    layers: int = 4
+    """Decoder layers that are stored."""
+    width: int = 128
+    """Of the hidden state; a multiple of 2 x heads."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 2
+    """Key-value heads, a divisor of heads."""
+    inner: int = 384
+    """Width inside the feed-forward."""
+    activation: str = "swiglu"
+    """Feed-forward: "swiglu" (three maps), or "relu2", squared ReLU (two maps)."""
+    context: int = 256
+    """Tokens that a position sees, in training and afterwards."""
+
+    batch: int = 8
+    """Contexts in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one step."""
+    matrix_rate: float = 0.02
+    """Rate of Muon, for the layers' matrices (golf/muon.py)."""
+    embedding_rate: float = 0.01
+    """Rate of Adam for the embedding, which is the head too."""
+    vector_rate: float = 0.01
+    """Rate of Adam for the norms."""
+    momentum: float = 0.95
+    """Of Muon."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices and embedding, times their rate: smaller weights code in fewer bits."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for none."""
+    warm_up: float = 0.02
+    """Share of the training in which the rates rise from 0."""
+    cool_down: float = 0.5
+    """Share of the training, its last, in which they fall linearly to 0."""
+    ema: float = 0.0
+    """Decay a step of an exponential mean of the weights, which then ends in the file; 0 for the weights themselves."""
+    noise: float = 0.0
+    """Share of the training, its last, in which matrices carry the noise of the rounding to come (golf/noise.py)."""
+    precision: str = "auto"
+    """"float32", "bf16" (autocast), or "auto": bf16 where the processor multiplies it natively."""
+
+    finish: str = "waterlevel"
+    """"waterlevel": rounded and coded to the cap as `sprat fit` does; "int8-zlib": 8-bit rows and zlib, whatever that
+    weighs (golf/int8.py)."""
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """The table [fit]: keys of sprat's fit recipe, for the water level."""
+
+    def __post_init__(self) -> None:
+        rules: list[tuple[str, bool, str]] = [
+            ("vocabulary", VOCABULARY[0] <= self.vocabulary <= VOCABULARY[1], "257 to 16384"),
+            ("validation", 0 < self.validation <= 0.5, "above 0, at most 0.5"),
+            ("layers", 1 <= self.layers <= 256, "1 to 256"),
+            ("heads", 1 <= self.heads <= 256, "1 to 256"),
+            ("kv_heads", 1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0, "a divisor of heads"),
+            ("width", 2 <= self.width <= 16384 and self.width % (2 * self.heads) == 0, "a multiple of 2 x heads"),
+            ("inner", 1 <= self.inner <= 65536, "1 to 65536"),
+            ("activation", self.activation in ("swiglu", "relu2"), '"swiglu" or "relu2"'),
+            ("context", 16 <= self.context <= 65536, "16 to 65536"),
+            ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
+            ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
+            ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
+            ("embedding_rate", 0 < self.embedding_rate <= 1, "above 0, at most 1"),
+            ("vector_rate", 0 < self.vector_rate <= 1, "above 0, at most 1"),
+            ("momentum", 0 <= self.momentum < 1, "0 to below 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 10, "0 to 10"),
+            ("clip", 0 <= self.clip <= 1e6, "0 or more"),
+            ("warm_up", 0 <= self.warm_up <= 1, "0 to 1"),
+            ("cool_down", 0 <= self.cool_down <= 1 - self.warm_up, "0 to 1 - warm_up"),
+            ("ema", 0 <= self.ema < 1, "0 to below 1"),
+            ("noise", 0 <= self.noise <= 1, "0 to 1"),
+            ("precision", self.precision in ("auto", "float32", "bf16"), '"auto", "float32" or "bf16"'),
+            ("finish", self.finish in ("waterlevel", "int8-zlib"), '"waterlevel" or "int8-zlib"'),
+            ("finish", self.finish == "int8-zlib" or self.activation == "swiglu",
+             '"int8-zlib" with squared ReLU, which the engine does not serve'),
+        ]  # fmt: skip
+        for name, fine, allowed in rules:
+            if not fine:
+                raise RecipeError(
+                    f"golf recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"
+                )
+        self.fit_recipe()
+
+    def fit_recipe(self) -> fits.Recipe:
+        """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""
+        return fits.Recipe.from_dict({"context": min(256, self.context), **self.fit})
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch * self.accumulate * self.context
+
+    @staticmethod
+    def read(path: str | Path | None, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """A TOML file (or none) with `settings` on top."""
+        values = {} if path is None else fits.read_toml(path)
+        return Recipe.from_dict({**values, **(settings or {})})
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        return Recipe(**fits.checked(Recipe, values, "golf recipe"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,159 @@
+"""The whole way: text in, a file of at most the cap out, which the engine runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small import RECIPE, documents, recipe, write
+
+import sprat
+from sprat.cli.main import main
+from sprat.errors import BudgetError, SourceError, SpratError
+from sprat.golf import corpus, finish, words
+from sprat.golf import golf as golfs
+from sprat.golf.batches import Batches
+from sprat.golf.golf import golf
+from sprat.golf.schedule import Length
+from sprat.golf.score import score_file
+from sprat.golf.training import Training, run
+from sprat.run.engine import open_engine
+from sprat.run.tokenizer import open_tokenizer
+
+STEPS = Length("tokens", 256 * 60)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golf")
+    files = write(folder, documents())
+    return folder, files, golf(recipe(), files, "28kB", STEPS, folder / "g.sprat")
+
+
+def test_the_file_fills_the_cap_and_says_what_it_scores(played):
+    folder, files, result = played
+    (row,) = result["runs"]
+    assert row["bytes"] == (folder / "g.sprat").stat().st_size and 0.99 * 28000 <= row["bytes"] <= 28000
+    assert (
+        json.loads((folder / "g.json").read_text()) == result and not (folder / "g.sprat.checkpoint").exists()
+    )
+    held = corpus.read(files, 0.2).validation
+    again = score_file(folder / "g.sprat", held, threads=1)
+    assert again.engine == "native" and again.bits_per_byte == pytest.approx(row["bits_per_byte"], rel=1e-6)
+    # An untrained one costs log2(320) bits a token; rounding to 4 bits and the engine's int8 lose little.
+    assert row["bits_per_byte_before"] < 1.5 and abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.1
+
+
+def test_both_engines_read_it_alike_and_it_can_be_talked_to(played):
+    folder, files, _ = played
+    with sprat.open(folder / "g.sprat") as artifact:
+        tokenizer = open_tokenizer(artifact)
+        ids = tokenizer.encode(files[0].read_text())[:64]
+        native, torch = (
+            open_engine(artifact, threads=1, kind=kind).all_logits(ids) for kind in ("native", "torch")
+        )
+    assert (native.argmax(1) == torch.argmax(1)).mean() > 0.9
+    assert tokenizer.prefix() == [0]
+    assert tokenizer.chat([{"role": "user", "content": "The cat"}]) == tokenizer.encode("The cat")
+
+
+@pytest.mark.parametrize("cap", [21_337, 24_680, 31_415])
+def test_any_cap_holds_to_the_byte(played, tmp_path, cap):
+    _, files, _ = played
+    r, train = recipe(), corpus.read(files, 0.2).train
+    tokenizer = words.learn(train, r.vocabulary)
+    ids = words.stream(tokenizer, train)
+    trained = Training(r, r.vocabulary, Batches(ids, r.context, r.batch, 0), Length("tokens", 256 * 10), 0)
+    run(trained)
+    finish.into_cap(trained.result(), r, tokenizer, cap, tmp_path / "c.sprat", train, 0)
+    assert 0.99 * cap <= (tmp_path / "c.sprat").stat().st_size <= cap
+
+
+def test_a_cap_above_what_helps_is_not_filled(played, tmp_path):
+    _, files, _ = played
+    row = golf(recipe(), files, "5MB", Length("tokens", 256), tmp_path / "g.sprat")["runs"][0]
+    assert (
+        row["bytes"] < 2 * row["parameters"]
+        and abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.02
+    )
+
+
+def test_a_cap_that_is_too_small_is_refused_before_training(played, tmp_path):
+    _, files, _ = played
+    with pytest.raises(BudgetError, match=r"the smallest cap that works is about [\d,]+ bytes"):
+        golf(recipe(), files, "2kB", STEPS, tmp_path / "g.sprat")
+    with pytest.raises(BudgetError, match="number of bytes"):
+        golf(recipe(), files, "40%", STEPS, tmp_path / "g.sprat")
+    assert not list(tmp_path.iterdir())
+
+
+def test_little_text_is_enough_or_refused(tmp_path):
+    row = golf(
+        recipe(fit={}),
+        write(tmp_path, documents(12, 30)),
+        "28kB",
+        Length("tokens", 2560),
+        tmp_path / "g.sprat",
+    )
+    assert row["runs"][0]["bytes"] <= 28000
+    with pytest.raises(SourceError, match="too few to calibrate"):
+        golf(recipe(), write(tmp_path, documents(8, 3)), "28kB", STEPS, tmp_path / "h.sprat")
+
+
+def test_a_killed_golf_resumes_to_the_same_file(played, tmp_path, monkeypatch):
+    folder, files, result = played
+    monkeypatch.setattr(golfs, "EVERY", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def die(point, _):
+        if point.share > 0.4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", watch=die)
+    with pytest.raises(SpratError, match="its seed is 0, this one's 1"):
+        golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", seed=1, resume=True)
+    again = golf(recipe(), files, "28kB", STEPS, tmp_path / "g.sprat", resume=True)
+    assert again["runs"][0]["sha256"] == result["runs"][0]["sha256"]
+    assert (tmp_path / "g.sprat").read_bytes() == (folder / "g.sprat").read_bytes()
+
+
+def test_the_naive_artifact_goes_the_same_way(played, tmp_path):
+    _, files, _ = played
+    naive = recipe(activation="relu2", finish="int8-zlib")
+    row = golf(naive, files, "40kB", Length("tokens", 256 * 20), tmp_path / "n.golf", seeds=2)["runs"][1]
+    assert row["file"] == "n-seed1.golf" and row["bytes"] <= 40000 and row["engine"] == "torch"
+    assert row["bits_per_byte"] == pytest.approx(row["bits_per_byte_before"], abs=0.01)
+
+
+def test_the_command_line(played, tmp_path, capsys):
+    folder, files, result = played
+    toml = (
+        "\n".join(f"{k} = {json.dumps(v)}" for k, v in RECIPE.items() if k != "fit")
+        + "\n[fit]\ntokens = 1024\nheal = 4\n"
+    )
+    (tmp_path / "r.toml").write_text(toml)
+    arguments = [
+        "golf",
+        "train",
+        str(tmp_path / "r.toml"),
+        "--cap",
+        "28kB",
+        "--tokens",
+        "5120",
+        "-o",
+        str(tmp_path / "c.sprat"),
+    ]
+    assert main([*arguments, "--text", *map(str, files)]) == 0
+    said = capsys.readouterr()
+    assert "c.sprat" in said.out and "bits a byte of training text" in said.err
+    assert (
+        main(["golf", "score", str(folder / "g.sprat"), "--text", *map(str, files), "--held-out", "0.2"]) == 0
+    )
+    assert f"{result['runs'][0]['bits_per_byte']:.4f} bits a byte" in capsys.readouterr().out
+    assert main(["golf", "compare", str(tmp_path / "c.json"), str(folder / "g.json")]) == 0
+    assert "the second is better" in capsys.readouterr().out
+    assert main([*arguments, "--set", "widht=3", "--text", *map(str, files)]) == 2
+    assert "did you mean 'width'" in capsys.readouterr().err
