@@ -60,6 +60,7 @@ def draw(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
                     zorder=3,
                 )
                 _name(axes, some, colour)
+    axes.margins(x=0.08)  # room for the names
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("whole file, MB on disk")
