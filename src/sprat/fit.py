@@ -262,12 +262,13 @@ def _memory(job: Job, limits: Limits, rounded: Rounded) -> int | None:
 
 def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:
     """What healing gave and its held-out KL, or what it was given where that is better."""
+    best = fitted, before
     with job.stage("healing"):
-        healed = jobs.healed(job, fitted, size)
-        after = _measured(job, healed)
-    if after < before and (size is None or healed.file.nbytes <= size):
-        return healed, after
-    return fitted, before
+        for healed in jobs.healed(job, fitted, size):
+            after = _measured(job, healed)
+            if after < best[1]:
+                best = healed, after
+    return best
 
 
 def _measured(job: Job, fitted: search.Fitted) -> float:

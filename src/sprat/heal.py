@@ -21,7 +21,7 @@ from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import SpratError
 from sprat.level.check import kl_between, rebuilt
-from sprat.methods.healer import Healer, contexts_a_step, healer, memory, steps, telling, tokens_for
+from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -132,26 +132,22 @@ def heal(
                 progress=progress,
             )
         changes = {"heal": _said(source, texts, text, learning, points)}
-        made, healed = _fitting(artifact, learner, changes, size)
-        after = before if made is None else kl_between(source.model, rebuilt(rounded, healed), held_out)
-    if made is not None and after < before:
-        made.save(out)
-        return HealResult(out, made.nbytes, artifact.nbytes, after, before, "", points)
+        after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
+        for versions in learner.candidates():
+            for healed in versions:
+                made = _assembled(artifact, healed, changes)
+                if made.nbytes <= size:
+                    kl = kl_between(source.model, rebuilt(rounded, healed), held_out)
+                    rejected = f"its KL was {kl:.4f}"
+                    if kl < after:
+                        after, best = kl, made
+                    break
+    if best is not None:
+        best.save(out)
+        return HealResult(out, best.nbytes, artifact.nbytes, after, before, "", points)
     if file.resolve() != out.resolve():
         shutil.copyfile(file, out)
-    rejected = f"its KL was {after:.4f}" if made else f"it did not fit into {size:,} bytes"
     return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
-
-
-def _fitting(
-    artifact: Artifact, learner: Healer, changes: dict[str, Any], size: int
-) -> tuple[Assembled | None, dict[str, Entry]]:
-    """The nearest of what was trained that fits into `size` bytes, and its file; none where nothing does."""
-    for healed in learner.versions():
-        made = _assembled(artifact, healed, changes)
-        if made.nbytes <= size:
-            return made, healed
-    return None, {}
 
 
 def checkpoint_path(out: Path) -> Path:

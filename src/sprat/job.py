@@ -275,13 +275,13 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     return rounded, _file(job, rounded, level)
 
 
-def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
-    """`fitted` trained towards the original; as it was where nothing that was trained fits into `size` bytes."""
+def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
+    """`fitted` trained towards the original: what may be kept of the training and fits into `size` bytes."""
     recipe = job.recipe
     entries = {**job.targets.dense(), **fitted.rounded.entries}
-    model = rebuilt(job.source.model, entries)
     seconds = 60 * recipe.heal_minutes or None
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
+    model = rebuilt(job.source.model, entries)
     with telling(memory(model, entries, recipe.heal_deep, recipe.context)):
         learner = healer(job.reference, model, entries, recipe.heal_deep)
         train(
@@ -292,16 +292,17 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> Fitted:
             name="healing",
             progress=job.progress,
         )
-    for new in learner.versions():
-        counts = fitted.rounded.counts
-        if recipe.heal_deep:
+    found = []
+    for versions in learner.candidates():
+        for new in versions:
             coded = (lattice for entry in new.values() for lattice in lattices(entry.tensor))
             counts = entropy.count(coded, torch.get_num_threads())
-        rounded = replace(fitted.rounded, entries=new, counts=counts)
-        file = _file(job, rounded, fitted.level)
-        if size is None or file.nbytes <= size:
-            return Fitted(fitted.level, rounded, file)
-    return fitted
+            rounded = replace(fitted.rounded, entries=new, counts=counts)
+            file = _file(job, rounded, fitted.level)
+            if size is None or file.nbytes <= size:
+                found.append(Fitted(fitted.level, rounded, file))
+                break
+    return found
 
 
 def heal_text(job: Job) -> torch.Tensor:

@@ -150,6 +150,22 @@ def test_bits_stay_near_what_they_were_and_a_price_takes_them_below():
     assert spent[-1] < 0.95 * spent[0]
 
 
+def test_the_scales_alone_may_be_kept_and_each_candidate_gets_smaller():
+    made = model("qwen2")
+    entries = coarse_entries(made)
+    learner = Deep(Teacher(made), rebuilt(made, entries), entries, list(entries))
+    train(learner, CONTEXTS, Schedule(0.02, 40))
+    whole, scales = learner.candidates()
+    first, *_, last = whole
+    zeros = [sum(int((v[n].tensor.q == 0).sum()) for n in entries) for v in (first, last)]
+    assert zeros[1] > zeros[0]
+    for name, entry in next(scales).items():
+        tensor, trained = entries[name].tensor, first[name].tensor
+        assert np.array_equal(entry.tensor.q, tensor.q)
+        assert np.array_equal(entry.tensor.row.index, trained.row.index)
+    assert any(not np.array_equal(first[n].tensor.q, e.tensor.q) for n, e in entries.items())
+
+
 def test_stopped_and_restored_goes_on_to_the_bit():
     made = model("qwen2")
     entries = coarse_entries(made)

@@ -31,8 +31,9 @@ from sprat.methods.distil import Teacher, divergence, student_logits
 from sprat.methods.heal import Scales
 from sprat.methods.rate import Rate
 
-#: Rate of the latents, in lattice units a step, over that of the scales, in nats.
-LATTICE_RATE = 5.0
+#: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.01 at a rate of 0.004, with which
+#: noise alone adds up to a half at four standard deviations in 400 steps (docs/heal.md).
+LATTICE_RATE = 2.5
 #: Shares that each step keeps of the moving averages: of the direction, of its mean square.
 DIRECTION, SQUARE = 0.9, 0.95
 #: What a bit is worth in squared lattice units, where a file has to get smaller: from what was trained upwards.
@@ -165,9 +166,9 @@ class Deep:
             for name in self.latents:
                 self._show(name)
 
-    def versions(self) -> Iterator[dict[str, Entry]]:
-        """The entries as trained, the nearest first and each smaller than the one before."""
-        return (self.healed(price=price) for price in PRICES)
+    def candidates(self) -> list[Iterator[dict[str, Entry]]]:
+        """As `Scales.candidates`: all that was trained, or its scales alone, where the integers learnt by heart."""
+        return [(self.healed(price=price) for price in PRICES), *self.scales.candidates()]
 
     def healed(self, resolution: int | None = None, price: float = 0.0) -> dict[str, Entry]:
         """The entries as trained. price: what a bit is worth, in squared lattice units: above 0, integers go a step

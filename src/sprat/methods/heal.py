@@ -110,9 +110,9 @@ class Scales:
         self.optimizer.load_state_dict(state["optimizer"])
         self._show()
 
-    def versions(self) -> Iterator[dict[str, Entry]]:
-        """The entries as trained, the nearest first and each likely smaller than the one before."""
-        return map(self.healed, RESOLUTIONS)
+    def candidates(self) -> list[Iterator[dict[str, Entry]]]:
+        """What may be kept of the training: each the entries, as trained first, then likely smaller each time."""
+        return [map(self.healed, RESOLUTIONS)]
 
     def healed(self, resolution: int | None = None) -> dict[str, Entry]:
         """The entries as trained, scales on the grids that they had or `resolution` steps an octave."""
