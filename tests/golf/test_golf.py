@@ -120,12 +120,19 @@ def test_a_killed_golf_resumes_to_the_same_file(played, tmp_path, monkeypatch):
     assert (tmp_path / "g.sprat").read_bytes() == (folder / "g.sprat").read_bytes()
 
 
-def test_the_naive_artifact_goes_the_same_way(played, tmp_path):
+def test_the_naive_artifact_goes_the_same_way(played, tmp_path, monkeypatch):
     _, files, _ = played
     naive = recipe(activation="relu2", finish="int8-zlib")
-    row = golf(naive, files, "40kB", Length("tokens", 256 * 20), tmp_path / "n.golf", seeds=2)["runs"][1]
+    length = Length("tokens", 256 * 20)
+    result = golf(naive, files, "40kB", length, tmp_path / "n.golf", seeds=2)
+    row = result["runs"][1]
     assert row["file"] == "n-seed1.golf" and row["bytes"] <= 40000 and row["engine"] == "torch"
     assert row["bits_per_byte"] == pytest.approx(row["bits_per_byte_before"], abs=0.01)
+    monkeypatch.setattr(golfs, "play", None)  # what is over is not trained again
+    assert (
+        golf(naive, files, "40kB", length, tmp_path / "n.golf", seeds=2, resume=True)["runs"]
+        == result["runs"]
+    )
 
 
 def test_the_command_line(played, tmp_path, capsys):

@@ -18,6 +18,7 @@ from sprat.errors import BudgetError, SpratError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score, words
 from sprat.golf.batches import Batches
+from sprat.golf.compare import SCHEMA, read
 from sprat.golf.corpus import Corpus
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
@@ -27,7 +28,6 @@ from sprat.prove.environment import machine, sha256, versions
 from sprat.sizes import Budget, parse_budget
 from sprat.training.checkpoint import Checkpoint
 
-SCHEMA = "sprat.golf/1"
 #: Seconds between checkpoints.
 EVERY = 60.0
 
@@ -75,9 +75,11 @@ def golf(
     game = Golf(recipe, int(size.value), length, given)
     runs: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
+    finished = _finished(game, out) if resume else {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
-        runs.append(play(game, file, seed + number, resume, progress, watch))
+        row = finished.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
+        runs.append(row)
         result = _result(game, runs)
         write_whole(out.with_suffix(".json"), json.dumps(result, indent=1, allow_nan=False))
     return result
@@ -142,6 +144,18 @@ def play(
         "warnings": fitted.warnings if fitted else [],
         "points": [vars(point) for point in points],
     }
+
+
+def _finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
+    """Seed -> the row of a training of this golf that is over and whose file is there."""
+    path = out.with_suffix(".json")
+    if not path.exists():
+        return {}
+    before, now = read(path), _result(game, [])
+    if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
+        return {}
+    rows = {row["seed"]: row for row in before["runs"]}
+    return {seed: row for seed, row in rows.items() if (out.parent / row["file"]).is_file()}
 
 
 def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
