@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,26 @@ def measure(record: Path, options: argparse.Namespace) -> int:
 
 def write(record: Path, others: Sequence[Path]) -> None:
     """Every proof's pages with its peers, the other budgets among them, and README.md over all."""
-    found = {path.parent: json.loads(path.read_text("utf-8")) for path in record.glob(f"*/{RESULT}")}
+    paths = sorted(record.glob(f"*/{RESULT}"))
+    found = {path.parent: json.loads(path.read_text("utf-8")) for path in paths}
     proofs = {folder: said for folder, said in found.items() if said.get("schema") == SCHEMA}
     if not proofs:
         raise SpratError(f"{record} holds no proofs")
     for folder, said in proofs.items():
         known = peers.read([*others, *(path for path in proofs if path != folder)])
         points = known.points(said["against"]["hash"], said["text"]["sha256"])
-        said["peers"] = [point | {"record": Path(point["record"]).name} for point in points]
+        said["peers"] = [_named(point, proofs) for point in points]
         write_whole(folder / RESULT, json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         report.write(said, folder)
     ordered = sorted(proofs.items(), key=lambda item: item[1]["file"]["bytes"])
     write_whole(record / "README.md", page(record, ordered))
+
+
+def _named(point: dict[str, Any], proofs: Collection[Path]) -> dict[str, Any]:
+    """A peer by its record's name; another budget of this record by its folder's."""
+    place = Path(point["record"])
+    own = {"name": f"sprat {place.name}"} if place in proofs else {}
+    return point | own | {"record": place.name}
 
 
 def page(record: Path, proofs: Sequence[tuple[Path, dict[str, Any]]]) -> str:

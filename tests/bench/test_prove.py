@@ -77,9 +77,9 @@ def test_the_record_is_a_table_over_its_proofs_each_the_others_peer(records, cap
         assert f"| {kl['value']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}) |" in text
         assert proof["command"] in text and proof["file"]["sha256"] in text
         [peer] = proof["peers"]
-        assert (peer["name"], peer["record"]) == (f"{other}.sprat", other)
+        assert (peer["name"], peer["record"]) == (f"sprat {other}", other)
         assert peer["kl"] == said[other]["metrics"]["kl"]
-        assert f"{other}.sprat" in (folder / name / "index.html").read_text()
+        assert f"sprat {other}" in (folder / name / "index.html").read_text()
         [task] = proof["tasks"]
         lost, won = task["flips"].values()
         assert f"| pairs | {name}.sprat | 10 |" in text and f"| {lost} / {won} |" in text

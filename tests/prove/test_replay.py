@@ -128,6 +128,21 @@ def test_a_missing_part_is_named_with_how_to_give_it(record, part, path, message
     assert replay(record, **({"file": where} if part == "file" else {"text": [where]})).holds
 
 
+def test_a_missing_file_says_how_it_was_fitted(record):
+    for recipe, said in (
+        ({"heal": 0, "trellis": 4, "level": 1e-4}, "--set heal=0"),
+        ({}, "the default recipe"),
+    ):
+        rewrite(
+            record,
+            lambda result, recipe=recipe: result.update(
+                file=result["file"] | {"path": "absent"}, recipe=recipe
+            ),
+        )
+        with pytest.raises(ProofError, match=rf"or fit it again from .* with {said}$"):
+            replay(record)
+
+
 def test_a_missing_or_changed_task_is_named_with_how_to_give_it(record, saved):
     def elsewhere(said):
         said["settings"]["tasks"][1] = said["tasks"][1]["source"]["path"] = "nowhere/absent.jsonl"

@@ -117,6 +117,7 @@ def test_a_proof_draws_the_peers_that_it_is_given(tiny, tmp_path, monkeypatch, c
     assert "Quality against bytes" not in pages[0]
     assert "other.sprat" in pages[1]
     assert f"from <bdi>{tmp_path / 'first'}</bdi> (20 contexts)." in pages[1]
+    assert ". The others’ KL is of the same model on the same text" in pages[1]
     text = tmp_path / "another.txt"
     text.write_text(tiny.text.read_text() + "\nmore\n")
     assert run(tiny.file, text, "third", "--peers", str(tmp_path / "first")) == 2

@@ -15,6 +15,7 @@ from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.prove.proof import RESULT, SCHEMA, Proof, original, prove
 from sprat.prove.settings import Settings
+from sprat.recipe import Recipe
 
 if TYPE_CHECKING:
     from sprat.source.load import Source
@@ -171,13 +172,20 @@ def _file(said: dict[str, Any], folder: Path, record: str | Path, given: str | P
         return Path(given)
     found = _find(said["file"]["path"], folder)
     if found is None:
-        recipe = json.dumps(said.get("recipe") or {})
         raise ProofError(
             f"the record's file {said['file']['path']} is missing ({said['file']['bytes']:,} bytes, sha256 "
             f"{said['file']['sha256'][:12]}…). Say where it is: {_hint(record)} FILE; or fit it again from "
-            f"{said['against']['ref']} with the record's recipe: {recipe}"
+            f"{said['against']['ref']} {_recipe(said.get('recipe') or {})}"
         )
     return found
+
+
+def _recipe(recorded: dict[str, Any]) -> str:
+    """How a recipe is asked for on the command line: what is not as it is by default."""
+    plain = Recipe().to_dict()
+    other = {name: value for name, value in recorded.items() if name in plain and value != plain[name]}
+    said = " ".join(f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in other.items())
+    return f"with {said}" if other else "with the default recipe"
 
 
 def _original(
