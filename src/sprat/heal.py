@@ -82,8 +82,8 @@ def heal(
     minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
     `tokens` of it are learnt from (default: `tokens_for`), and some contexts more compared on. deep: train the integers
     too, which takes a file without a trellis. budget: what `out` may weigh, by default what `file` weighs. rate: of
-    Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is the
-    better of the two on the text held out.
+    Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is
+    the better of the two on the text held out.
 
     Raises SpratError where `file` was not made from `against`; RecipeError for no time; BudgetError for a budget that
     `file` does not keep.
@@ -189,8 +189,8 @@ def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> in
     size = parsed.bytes(source.original_bytes, source.original_bytes // 2)
     if size < artifact.nbytes:
         raise BudgetError(
-            f"{artifact.path.name} weighs {artifact.nbytes:,} bytes, above the budget of {size:,}: healing makes no file "
-            "smaller, sprat fit does"
+            f"{artifact.path.name} weighs {artifact.nbytes:,} bytes, above the budget of {size:,}: healing makes no "
+            "file smaller, sprat fit does"
         )
     return size
 
