@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_heal import CONTEXTS, model
 
 from sprat.methods import distil
 from sprat.methods.distil import Teacher, divergence
-from test_heal import CONTEXTS, model
 
 
 @pytest.mark.parametrize("rows", [1, 64, 150])
