@@ -19,7 +19,7 @@ from sprat.coding import container
 from sprat.coding.artifact import Artifact
 from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
-from sprat.errors import SpratError
+from sprat.errors import BudgetError, SpratError
 from sprat.level.check import kl_between, rebuilt
 from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
@@ -81,11 +81,12 @@ def heal(
 
     minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
     `tokens` of it are learnt from (default: `tokens_for`), and some contexts more compared on. deep: train the integers
-    too, which takes a file without a trellis. budget: what `out` may weigh, by default what
-    `file` weighs. rate: of Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes
-    on from it. `out` is the better of the two on the text held out.
+    too, which takes a file without a trellis. budget: what `out` may weigh, by default what `file` weighs. rate: of
+    Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is
+    the better of the two on the text held out.
 
-    Raises SpratError where `file` was not made from `against`; RecipeError for no time.
+    Raises SpratError where `file` was not made from `against`; RecipeError for no time; BudgetError for a budget that
+    `file` does not keep.
     """
     file, out = Path(file), Path(out)
     length = None if contexts is None else steps(contexts, deep)
@@ -185,7 +186,13 @@ def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> in
     if budget is None:
         return artifact.nbytes
     parsed = parse_budget(budget) if isinstance(budget, str) else budget
-    return parsed.bytes(source.original_bytes, source.original_bytes // 2)
+    size = parsed.bytes(source.original_bytes, source.original_bytes // 2)
+    if size < artifact.nbytes:
+        raise BudgetError(
+            f"{artifact.path.name} weighs {artifact.nbytes:,} bytes, above the budget of {size:,}: healing makes no "
+            "file smaller, sprat fit does"
+        )
+    return size
 
 
 def _refuse_trellis(artifact: Artifact) -> None:
