@@ -334,7 +334,7 @@ def test_misspelt_packages_and_recipe_keys(refused, tiny):
         "smolm2-135m", "--budget", "5MB"
     )
     said = refused(tiny.folder, "--budget", "50%", "--set", "tokns=5")
-    assert "recipe: unknown key 'tokns' (did you mean 'tokens'?); known: method, context" in said
+    assert "recipe: unknown key 'tokns' (did you mean 'tokens'?); known: method, rank" in said
     assert "tokens = -1 is not allowed" in refused(tiny.folder, "--budget", "50%", "--set", "tokens=-1")
     assert "unknown method 'waterlevl'" in refused(
         tiny.folder, "--budget", "50%", "--set", "method=waterlevl"
