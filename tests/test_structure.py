@@ -51,8 +51,8 @@ def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
     model = to_torch(artifact)
     assert model.config.num_hidden_layers == 1
     assert (
-        np.isfinite(result.measured_kl) and result.measured_kl > 10 * result.predicted_kl
-    )  # to the original
+        result.measured_kl == pytest.approx(result.predicted_kl, rel=0.1) and result.predicted_kl > 0.01
+    )  # what was removed is foreseen too
     if heads:
         assert removed["kv_heads"] == {"of": 2, "kept": 1}
         ids = contexts(1, 20)[0].numpy()

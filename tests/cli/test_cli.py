@@ -128,9 +128,8 @@ def test_a_wrong_command_line_is_refused(run, argv, message):
 def test_wrong_inputs_end_with_one_line(run, tiny, argv, message):
     status, out, err = run(*(word.format(**vars(tiny)) for word in argv))
     assert (status, out) == (2, "")
-    last = err.splitlines()[-1]
-    assert last.startswith("sprat: error: ")
-    assert message in last
+    (said,) = [line for line in err.splitlines() if line.startswith("sprat: error: ")]
+    assert message in said
     assert "Traceback" not in err
 
 
