@@ -51,7 +51,8 @@ def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
     model = to_torch(artifact)
     assert model.config.num_hidden_layers == 1
     assert (
-        np.isfinite(result.measured_kl) and result.measured_kl > 10 * result.predicted_kl
+    # To the original: what rounding costs is next to nothing here beside what was removed.
+    assert removed["kl"] > 0.01 and result.measured_kl == pytest.approx(removed["kl"], rel=0.2)
     )  # to the original
     if heads:
         assert removed["kv_heads"] == {"of": 2, "kept": 1}
