@@ -50,9 +50,8 @@ def test_a_reduced_model_is_fitted_and_runs(family, tiny, tmp_path):
     assert removed["ffn"]["kept"] * 2 == removed["ffn"]["of"]
     model = to_torch(artifact)
     assert model.config.num_hidden_layers == 1
-    assert (
-        result.measured_kl == pytest.approx(result.predicted_kl, rel=0.1) and result.predicted_kl > 0.01
-    )  # what was removed is foreseen too
+    # To the original: what rounding costs is next to nothing here beside what was removed.
+    assert removed["kl"] > 0.01 and result.measured_kl == pytest.approx(removed["kl"], rel=0.2)
     if heads:
         assert removed["kv_heads"] == {"of": 2, "kept": 1}
         ids = contexts(1, 20)[0].numpy()
