@@ -39,6 +39,7 @@ def best(
         job = _counted(begin(candidate.recipe), seconds)
         trust = base.kl / max(base.result.predicted, 1e-9)  # what predictions are short of on this model
         if not structure.wanted(candidate.recipe):
+            jobs.sense(job, job.seed)  # the plain trial's, from the cache
             spreads = jobs.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
             return trust * jobs.predicted_kl(job, spreads, level)

@@ -127,13 +127,12 @@ def fit(
         return bounds.limits(source, budget, ram, context, cache)
 
     def begin(recipe: Recipe) -> Job:
-        job = jobs.start(
+        return jobs.start(
             model, calibrate, seed, recipe, progress, lambda source: bounds.refuse(source, limits_of(source))
         )
-        jobs.sense(job, seed)
-        return job
 
     def settle(job: Job) -> Trial:
+        jobs.sense(job, seed)
         spreads = jobs.spreads(job)
         return _settled(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
 
