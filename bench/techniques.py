@@ -95,9 +95,9 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
     todo = [row for row in wanted if row.name not in record.rows]
     if not todo:
         return
-    record.begin(
-        shlex.join(["python", "-m", "bench.techniques", *options.rows.split()]), versions(), machine()
-    )
+    words = ["python", "-m", "bench.techniques", "--items", str(options.items), "--rows", options.rows]
+    words += ["--tasks", *(path.name for path in options.tasks)]
+    record.begin(shlex.join(words), versions(), machine())
     files: Path = options.files
     paths = texts.write(files / "texts")
     source = load(options.model, dtype=torch.float32)
