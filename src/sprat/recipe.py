@@ -64,7 +64,7 @@ class Recipe:
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
     heal_deep: bool = False
     """The integers too (methods/deep.py); only without a trellis."""
-    heal_rate: float = 0.004
+    heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
     remove_layers: int = 0
     """Decoder layers that are removed before anything is rounded (docs/structure.md)."""
