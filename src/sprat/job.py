@@ -318,7 +318,7 @@ def heal_text(job: Job) -> torch.Tensor:
 
 def reserve(job: Job) -> int:
     """Bytes that healing may add: scales that have moved cost a little more."""
-    return job.targets.vectors(embeddings=False) // 16 if job.recipe.heals else 0
+    return job.targets.vectors(embeddings=False) // 8 if job.recipe.heals else 0
 
 
 def _file(job: Job, rounded: rounding.Rounded, level: float) -> Assembled:

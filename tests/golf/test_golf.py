@@ -33,7 +33,7 @@ def played(tmp_path_factory):
 def test_the_file_fills_the_cap_and_says_what_it_scores(played):
     folder, files, result = played
     (row,) = result["runs"]
-    assert row["bytes"] == (folder / "g.sprat").stat().st_size and 0.99 * 28000 <= row["bytes"] <= 28000
+    assert row["bytes"] == (folder / "g.sprat").stat().st_size and 0.98 * 28000 <= row["bytes"] <= 28000
     assert (
         json.loads((folder / "g.json").read_text()) == result and not (folder / "g.sprat.checkpoint").exists()
     )
@@ -66,7 +66,7 @@ def test_any_cap_holds_to_the_byte(played, tmp_path, cap):
     trained = Training(r, r.vocabulary, Batches(ids, r.context, r.batch, 0), Length("tokens", 256 * 10), 0)
     run(trained)
     finish.into_cap(trained.result(), r, tokenizer, cap, tmp_path / "c.sprat", train, 0)
-    assert 0.99 * cap <= (tmp_path / "c.sprat").stat().st_size <= cap
+    assert 0.98 * cap <= (tmp_path / "c.sprat").stat().st_size <= cap
 
 
 def test_a_cap_above_what_helps_is_not_filled(played, tmp_path):
