@@ -21,7 +21,7 @@ from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import BudgetError, SpratError
 from sprat.level.check import kl_between, rebuilt
-from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
+from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -134,15 +134,13 @@ def heal(
             )
         changes = {"heal": _said(source, texts, text, learning, points)}
         after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
-        for versions in learner.candidates():
-            for healed in versions:
-                made = _assembled(artifact, healed, changes)
-                if made.nbytes <= size:
-                    kl = kl_between(source.model, rebuilt(rounded, healed), held_out)
-                    rejected = f"its KL was {kl:.4f}"
-                    if kl < after:
-                        after, best = kl, made
-                    break
+        for healed, made in fitting(
+            learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
+        ):
+            kl = kl_between(source.model, rebuilt(rounded, healed), held_out)
+            rejected = f"its KL was {kl:.4f}"
+            if kl < after:
+                after, best = kl, made
     if best is not None:
         best.save(out)
         return HealResult(out, best.nbytes, artifact.nbytes, after, before, "", points)

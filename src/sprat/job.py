@@ -26,7 +26,7 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.level.targets import Targets
-from sprat.methods.healer import contexts_a_step, healer, memory, steps, telling, tokens_for
+from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -292,17 +292,14 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
             name="healing",
             progress=job.progress,
         )
-    found = []
-    for versions in learner.candidates():
-        for new in versions:
-            coded = (lattice for entry in new.values() for lattice in lattices(entry.tensor))
-            counts = entropy.count(coded, torch.get_num_threads())
-            rounded = replace(fitted.rounded, entries=new, counts=counts)
-            file = _file(job, rounded, fitted.level)
-            if size is None or file.nbytes <= size:
-                found.append(Fitted(fitted.level, rounded, file))
-                break
-    return found
+
+    def made(new: dict[str, Entry]) -> Fitted:
+        coded = (lattice for entry in new.values() for lattice in lattices(entry.tensor))
+        counts = entropy.count(coded, torch.get_num_threads())
+        rounded = replace(fitted.rounded, entries=new, counts=counts)
+        return Fitted(fitted.level, rounded, _file(job, rounded, fitted.level))
+
+    return [found for _, found in fitting(learner, made, lambda f: size is None or f.file.nbytes <= size)]
 
 
 def heal_text(job: Job) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from sprat.methods.heal import Scales
 from sprat.sizes import format_bytes
 
 Healer = Scales | Deep
+T = TypeVar("T")
 
 #: Tokens that are learnt from, where the caller does not say: at least, for each minute, and at most.
 TOKENS, TOKENS_A_MINUTE, MOST_TOKENS = 32768, 6144, 262144
@@ -29,7 +31,19 @@ def healer(original: nn.Module, rounded: nn.Module, entries: Mapping[str, Entry]
     return (Deep if deep else Scales)(Teacher(original), rounded, entries, names)
 
 
+def fitting(
+    learner: Healer, made: Callable[[dict[str, Entry]], T], fits: Callable[[T], bool]
+) -> Iterator[tuple[dict[str, Entry], T]]:
+    """Of everything that may be kept of the training, the finest version whose `made` fits, where one does."""
+    for versions in learner.candidates():
+        for entries in versions:
+            if fits(whole := made(entries)):
+                yield entries, whole
+                break
+
+
 def contexts_a_step(deep: bool) -> int:
+    """Contexts whose gradients a step of the optimizer sums."""
     return DEEP_CONTEXTS if deep else 1
 
 
