@@ -97,8 +97,9 @@ class FeedForward(nn.Module):
         self.gated = recipe.activation == "swiglu"
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up_proj(x)
-        return self.down_proj(F.silu(self.gate_proj(x)) * up if self.gated else F.relu(up).square())
+        if self.gated:
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.relu(self.up_proj(x)).square())
 
 
 class Layer(nn.Module):
