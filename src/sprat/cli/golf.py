@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
-from sprat.errors import RecipeError, SpratError
+from sprat.errors import RecipeError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         required=True,
-        metavar="FILE",
-        help="UTF-8 text files to learn from",
+        metavar="TEXT",
+        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT]",
     )
     train.add_argument(
         "--validation",
         nargs="+",
         action="extend",
-        metavar="FILE",
+        metavar="TEXT",
         help="what is scored (default: a share of the documents, by their hash)",
     )
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
@@ -76,7 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     score = verbs.add_parser("score", help="bits per byte of a file on text")
     score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
     score.add_argument(
-        "--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files"
+        "--text",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="TEXT",
+        help="files, folders, patterns or hub:NAME",
     )
     score.add_argument(
         "--held-out",
@@ -195,11 +200,12 @@ def _score(arguments: argparse.Namespace) -> None:
     from sprat.golf.score import score_file
 
     _use(arguments.threads)
-    documents = list(dict.fromkeys(corpus.documents(arguments.text)))
-    if arguments.held_out is not None:
-        documents = [document for document in documents if corpus.held_out(document, arguments.held_out)]
-    if not documents:
-        raise SpratError(f"no document is held out by a share of {arguments.held_out:g}")
+    share = arguments.held_out
+    documents = (
+        list(dict.fromkeys(corpus.documents(arguments.text)))
+        if share is None
+        else corpus.read(arguments.text, share).validation
+    )
     with terminal.bars() as progress:
         found = score_file(arguments.file, documents, arguments.stride, arguments.threads, progress)
     console = terminal.out()

@@ -68,7 +68,7 @@ def golf(
     out = Path(out)
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
-    given = corpus.read(text, recipe.validation, validation)
+    given = corpus.read(text, recipe.validation, validation, recipe.stream)
     size = parse_budget(cap) if isinstance(cap, str) else cap
     if size.kind != "bytes":
         raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
