@@ -46,15 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what is scored (default: a share of the documents, by their hash)",
     )
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
-    length.add_argument(
-        "--processor-minutes",
-        type=float,
-        metavar="M",
-        help="or by the processor's time, of all threads together",
-    )
-    length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
+    add_length(train)
     train.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
     )
@@ -103,6 +95,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compare.set_defaults(golf_execute=_compare, parser=compare)
 
 
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """How long a training is; `length_of` reads it."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
+    length.add_argument(
+        "--processor-minutes",
+        type=float,
+        metavar="M",
+        help="or by the processor's time, of all threads together",
+    )
+    length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
+
+
+def length_of(arguments: argparse.Namespace) -> Length:
+    """What `add_length` asked for; RecipeError where nothing was said."""
+    from sprat.golf.schedule import Length
+
+    if arguments.tokens is not None:
+        return Length("tokens", arguments.tokens)
+    if arguments.minutes is not None:
+        return Length("seconds", 60 * arguments.minutes)
+    if arguments.processor_minutes is not None:
+        return Length("processor seconds", 60 * arguments.processor_minutes)
+    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
+
+
 def execute(arguments: argparse.Namespace) -> None:
     """Run the verb that was asked for."""
     arguments.golf_execute(arguments)
@@ -113,7 +131,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
 
-    recipe, length = Recipe.read(arguments.recipe, given), _length(arguments)
+    recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     _use(arguments.threads)
 
     def watch(point: Point, bits: float) -> None:
@@ -139,18 +157,6 @@ def _train(arguments: argparse.Namespace) -> None:
             watch=watch,
         )
     _show(arguments.out, result)
-
-
-def _length(arguments: argparse.Namespace) -> Length:
-    from sprat.golf.schedule import Length
-
-    if arguments.tokens is not None:
-        return Length("tokens", arguments.tokens)
-    if arguments.minutes is not None:
-        return Length("seconds", 60 * arguments.minutes)
-    if arguments.processor_minutes is not None:
-        return Length("processor seconds", 60 * arguments.processor_minutes)
-    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
 
 
 def _show(out: Path, result: dict[str, Any]) -> None:
