@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from sprat.errors import BudgetError, SpratError, TrainingError
 from sprat.folders import write_whole
 from sprat.golf.compare import SCHEMA, compare
 from sprat.golf.golf import Golf, play, prepare, result
+from sprat.golf.leaderboard import length_words, spread
 from sprat.golf.recipe import Recipe
 from sprat.sizes import format_bytes
 
@@ -183,8 +184,8 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
             f"{max(run['bytes'] for run in runs):,}",
             f"{runs[0]['parameters']:,}",
             f"{_mean(entry, 'tokens'):,.0f}",
-            _spread(entry, "bits_per_byte_before"),
-            _spread(entry, "bits_per_byte"),
+            spread([run["bits_per_byte_before"] for run in runs]),
+            spread([run["bits_per_byte"] for run in runs]),
             *_against(base, entry, name == baseline),
             runs[0]["engine"],
         ])  # fmt: skip
@@ -203,9 +204,7 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
 
 def _intro(base: dict[str, Any], name: str) -> str:
     length, text, held = base["length"], base["text"], base["validation"]
-    amount = f"{length['amount'] / 60:g} {length['kind'].replace('seconds', 'minutes')}"
-    if length["kind"] == "tokens":
-        amount = f"{length['amount']:,.0f} tokens"
+    amount = length_words(length["kind"], length["amount"])
     return (
         f"# {format_bytes(base['cap'])} from nothing, recipes beside each other\n\n"
         f"Each was trained for {amount} on {base['threads']} thread{'s'[: base['threads'] > 1]} from "
@@ -238,11 +237,6 @@ def _against(base: dict[str, Any], entry: dict[str, Any], same: bool) -> tuple[s
 
 def _mean(entry: dict[str, Any], key: str) -> float:
     return fmean(run[key] for run in entry["runs"])
-
-
-def _spread(entry: dict[str, Any], key: str) -> str:
-    values = [run[key] for run in entry["runs"]]
-    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def _short(name: str, baseline: str) -> str:

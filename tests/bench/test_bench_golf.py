@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from golf.small import RECIPE, documents, write
 
 from bench import golf
+from golf.small import RECIPE, documents, write
 
 TOML = "\n".join(f"{k} = {json.dumps(v)}" for k, v in RECIPE.items() if k != "fit") + "\n"
 

@@ -1,4 +1,4 @@
-"""`sprat golf train | score | compare`."""
+"""`sprat golf train | score | compare | leaderboard`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ SUMMARY = "Train a language model from nothing into a cap of bytes, and score it
 EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text speeches/*.txt -o tiny.sprat
   sprat chat tiny.sprat
   sprat golf score tiny.sprat --text other.txt --stride 64
-  sprat golf compare naive.json tiny.json"""
+  sprat golf compare naive.json tiny.json
+  sprat golf leaderboard records -o golf.html"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The three verbs of a golf."""
+    """The verbs of a golf."""
     verbs = parser.add_subparsers(dest="golf", metavar="VERB", required=True, parser_class=Parser)
     train = verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
     train.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file (recipes/golf-*.toml)")
@@ -93,6 +94,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compare.add_argument("a", type=Path, metavar="A", help="the JSON beside a trained file")
     compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
     compare.set_defaults(golf_execute=_compare, parser=compare)
+
+    board = verbs.add_parser("leaderboard", help="all results under a folder, by cap and length")
+    board.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where the JSONs of trainings lie (records)"
+    )
+    board.add_argument(
+        "-o", "--out", type=Path, metavar="PAGE", help="write a page with a picture too: .html or .md"
+    )
+    board.set_defaults(golf_execute=_leaderboard, parser=board)
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +253,18 @@ def _compare(arguments: argparse.Namespace) -> None:
     console.print(terminal.table(("", "seeds", "bytes", "bits a byte", "deviation"), rows))
     for line in found.sentences():
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _leaderboard(arguments: argparse.Namespace) -> None:
+    from sprat.golf.leaderboard import COLUMNS, gather, write
+
+    boards, console = gather(arguments.folder), terminal.out()
+    for board in boards:
+        console.print(f"\n{board.title}", markup=False, soft_wrap=True)
+        console.print(terminal.table(COLUMNS, board.rows()))
+    if arguments.out:
+        write(boards, arguments.out)
+        console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
 
 
 def _use(threads: int | None) -> None:
