@@ -68,21 +68,33 @@ def golf(
     out = Path(out)
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
-    given = corpus.read(text, recipe.validation, validation)
-    size = parse_budget(cap) if isinstance(cap, str) else cap
-    if size.kind != "bytes":
-        raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
-    game = Golf(recipe, int(size.value), length, given)
+    game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     finished = _finished(game, out) if resume else {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
         row = finished.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
         runs.append(row)
-        result = _result(game, runs)
-        write_whole(out.with_suffix(".json"), json.dumps(result, indent=1, allow_nan=False))
-    return result
+        found = result(game, runs)
+        write_whole(out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False))
+    return found
+
+
+def prepare(
+    recipe: Recipe,
+    text: Sequence[str | Path],
+    cap: str | Budget,
+    length: Length,
+    validation: Sequence[str | Path] | None = None,
+) -> Golf:
+    """What `golf` is asked for, read and checked: SourceError, BudgetError."""
+    size = parse_budget(cap) if isinstance(cap, str) else cap
+    if size.kind != "bytes":
+        raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
+    return Golf(
+        recipe, int(size.value), length, corpus.read(text, recipe.validation, validation, recipe.stream)
+    )
 
 
 def play(
@@ -151,7 +163,7 @@ def _finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
     path = out.with_suffix(".json")
     if not path.exists():
         return {}
-    before, now = read(path), _result(game, [])
+    before, now = read(path), result(game, [])
     if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
         return {}
     rows = {row["seed"]: row for row in before["runs"]}
@@ -170,7 +182,8 @@ def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
     return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
 
 
-def _result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON of a golf: what its seeds share, and a row (`play`) for each."""
     given = game.corpus
     return {
         "schema": SCHEMA,

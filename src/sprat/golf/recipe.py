@@ -26,6 +26,8 @@ class Recipe:
     """Tokens of the byte-level BPE that is trained on the training text: 257 (bytes and the document mark) to 16384."""
     validation: float = 0.05
     """Share of the documents, chosen by their hash, that is held out and scored."""
+    stream: int = 100_000_000
+    """Characters that are read of each data set of the hub."""
 
     layers: int = 4
     """Decoder layers that are stored."""
@@ -104,6 +106,7 @@ class Recipe:
         rules: list[tuple[str, bool, str]] = [
             ("vocabulary", VOCABULARY[0] <= self.vocabulary <= VOCABULARY[1], "257 to 16384"),
             ("validation", 0 < self.validation <= 0.5, "above 0, at most 0.5"),
+            ("stream", 1 <= self.stream <= 10**12, "1 to 10^12"),
             ("layers", 1 <= self.layers <= 256, "1 to 256"),
             ("heads", 1 <= self.heads <= 256, "1 to 256"),
             ("kv_heads", 1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0, "a divisor of heads"),
