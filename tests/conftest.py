@@ -13,7 +13,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -98,7 +98,7 @@ def replaced(path: Path, out: Path, method: str) -> dict[str, Entry]:
         if "layers" in name and isinstance(entry.tensor, Lattice):
             w = torch.from_numpy(entry.tensor.dense())
             eye, even = torch.eye(w.shape[1]), torch.ones(len(w))
-            stored = METHODS[method](w, eye, even, 0.01, recipe, PRIOR, name, 1)
+            stored = METHODS[method](w, Metric(eye, even, name=name), 0.01, recipe, PRIOR, 1)
             entries[name] = Entry(entry.maps, entry.rows, stored, entry.transposed)
     container.write(out, config=config, entries=entries, recipe={}, provenance={}, file_extra=files)
     return entries
@@ -124,7 +124,7 @@ def test_a_file_of_products_opens_and_computes(tiny: Any, tmp_path: Path, method
 
 def thin(m: int, n: int) -> Lattice:
     w = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
-    return round_to_level(w, torch.eye(n), torch.ones(m), 0.1, Recipe(), PRIOR)
+    return round_to_level(w, Metric(torch.eye(n), torch.ones(m)), 0.1, Recipe(), PRIOR)
 
 
 def test_parts_that_do_not_meet_are_refused() -> None:
