@@ -24,6 +24,7 @@ from sprat.coding import entropy
 from sprat.coding.tensors import Stored, lattices
 from sprat.level.targets import Target, Targets
 from sprat.methods import METHODS
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import step_sizes
 from sprat.recipe import Recipe
 
@@ -65,11 +66,11 @@ def _bits(targets: Targets, level: float, every: int, recipe: Recipe) -> dict[st
     sums: dict[str, dict[str, float]] = {}
     for index in list(targets.layers())[::every]:
         for target in targets.layer(index):
-            h, u = target.metric(recipe.shrinkage), targets.factor(target)
+            metric = targets.metric(target)
 
-            def coded(rank: int, t: Target = target, h: Tensor = h, u: Tensor = u) -> float:
+            def coded(rank: int, t: Target = target, metric: Metric = metric) -> float:
                 way = replace(recipe, method="waterlevel+lowrank", rank=rank) if rank else recipe
-                stored: Stored = METHODS[way.method](t.w, h, t.g, level, way, tables, t.name, threads, u)
+                stored: Stored = METHODS[way.method](t.w, metric, level, way, tables, threads)
                 return 8 * sum(x.nbytes for x in lattices(stored))
 
             row = sums.setdefault(_kind(target), {})
@@ -94,7 +95,7 @@ def _between(targets: Targets, recipe: Recipe) -> dict[str, dict[str, float]]:
     maps: dict[str, list[Tensor]] = {}
     for index in targets.layers():
         for target in targets.layer(index):
-            row, _ = step_sizes(targets.factor(target).diagonal(), target.g, recipe)
+            row, _ = step_sizes(targets.metric(target).inputs.diagonal(), target.g, recipe)
             w = target.w / row.float()[:, None]
             maps.setdefault(_kind(target), []).append((w / w.norm()).bfloat16())
     return {kind: {"tied": _tied(found), "basis": _basis(found)} for kind, found in maps.items()}

@@ -42,6 +42,8 @@ class Recipe:
     """Steps by the Fisher weight of each output; off: their geometric mean."""
     feedback: bool = True
     """Feed each column's error into the columns not yet rounded (GPTQ); off: plain rounding."""
+    row_feedback: bool = True
+    """Feed rows' errors into the rows not yet rounded too, where G of the outputs was measured (methods/metric.py)."""
     order: str = "natural"
     """Order of the columns: "natural", or "descending" by variance (GPTQ's act-order; only without a trellis)."""
     rate_weight: float = 0.2

@@ -20,6 +20,7 @@ from sprat.golf.schedule import Length
 from sprat.golf.score import score_file, score_model
 from sprat.golf.training import Training, run
 from sprat.methods import kept
+from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
 from sprat.run.architecture import architecture
 from sprat.run.engine import open_engine
@@ -115,10 +116,10 @@ def test_what_was_not_trained_as_integers_is_not_kept():
     w = torch.randn(100, 20, generator=torch.Generator().manual_seed(0))
     eye, ones, tables = torch.eye(20), torch.ones(100), None
     with pytest.raises(SpratError, match="row 0 holds more than one magnitude"):
-        kept.keep(w, eye, ones, 0.0, Recipe(method="kept"), tables, "m")
+        kept.keep(w, Metric(eye, ones), 0.0, Recipe(method="kept"), tables)
     w = w.sign()
     w[3] = 0
-    assert np.array_equal(kept.keep(w, eye, ones, 0.0, Recipe(method="kept"), tables, "m").q, w.numpy())
+    assert np.array_equal(kept.keep(w, Metric(eye, ones), 0.0, Recipe(method="kept"), tables).q, w.numpy())
 
 
 def test_the_statistics_of_a_shared_map_are_those_of_all_its_uses(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from sprat.coding import entropy
 from sprat.level.bound import Components, _count, spectra
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import round_to_level
 from sprat.recipe import Recipe
 
@@ -21,7 +22,7 @@ class Fixed:
         self.w, self.h, self.g = w, h, g
 
     def metric(self, _):
-        return self.h
+        return Metric(self.h, self.g)
 
 
 def problem(m=96, n=64, correlation=0.8):
@@ -94,7 +95,7 @@ def test_kl_at_is_the_inverse_of_bits():
 )
 def test_rounding_stays_above_the_bound_and_near_it(trellis, level, low, high):
     w, h, g = problem(512, 128)
-    lattice = round_to_level(w, h, g, level, Recipe(trellis=trellis), entropy.prior_tables())
+    lattice = round_to_level(w, Metric(h, g), level, Recipe(trellis=trellis), entropy.prior_tables())
     bits = entropy.count([lattice]).entropy()
     error = (torch.from_numpy(lattice.dense()) - w).double()
     kl = 0.5 * float((((error @ h.double()) * error).sum(1) * g).sum())

@@ -12,6 +12,7 @@ from sprat import _core
 from sprat.coding import entropy
 from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.predict import Spread
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import choose_steps, round_to_level
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
@@ -37,7 +38,7 @@ def test_predicted_against_packed(level, trellis):
     w, h, g = problem(512, 384)
     recipe = Recipe(trellis=trellis)
     spread = Spread.of(choose_steps(w, upper_factor(h, "map").diagonal(), g, 1e-3, recipe), 1e-3)
-    q = round_to_level(w, h, g, level, recipe, entropy.prior_tables()).q
+    q = round_to_level(w, Metric(h, g), level, recipe, entropy.prior_tables()).q
     predicted = fixed_layout([q.shape], 1) + predicted_layout([spread], level, bool(trellis))
     assert predicted == pytest.approx(packed_bytes(q), rel=0.06)
 

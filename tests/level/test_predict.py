@@ -9,6 +9,7 @@ import torch
 from sprat.coding import entropy
 from sprat.level.curve import curve
 from sprat.level.predict import EXCESS, Spread, echo, predicted_bits, predicted_kl, solve_level
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import choose_steps, round_to_level
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
@@ -40,7 +41,7 @@ def test_predicted_against_real(level: float, bits_off: float, kl_off: float, tr
     steps = choose_steps(w, u.diagonal(), g, 1e-3, recipe)
     spreads = [Spread.of(steps, 1e-3, echo(u, steps))]  # measured at another level, as a fit does
     assert spreads[0].weights == w.numel()
-    lattice = round_to_level(w, h, g, level, recipe, entropy.prior_tables())
+    lattice = round_to_level(w, Metric(h, g), level, recipe, entropy.prior_tables())
     real = entropy.count([lattice]).entropy()
     error = (torch.from_numpy(lattice.dense()) - w).double()
     kl = 0.5 * float((((error @ h.double()) * error).sum(1) * g).sum())
@@ -59,7 +60,7 @@ def test_the_echo_is_what_feedback_adds() -> None:
     ]
     assert echo(u, steps) == pytest.approx(np.mean(by_hand), rel=1e-6) and echo(u, steps) > 0.1
     # What is rounded is w and the errors of the columns before it, each of variance 1/12 of its squared step.
-    lattice = round_to_level(w, h, g, 1e-3, recipe, entropy.prior_tables())
+    lattice = round_to_level(w, Metric(h, g), 1e-3, recipe, entropy.prior_tables())
     error = (torch.from_numpy(lattice.dense()) - w).double()
     fed = error @ (u.inverse() @ torch.diag(u.diagonal())).triu(1)  # errors made, less each column's own
     step = torch.from_numpy(np.outer(steps.row.values(), column))

@@ -10,6 +10,7 @@ from sprat.coding import entropy
 from sprat.level.rounding import DISTRUST, Rounded, distortion_ratio, round_target
 from sprat.level.targets import Target
 from sprat.methods import METHODS
+from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
 
 PRIOR = entropy.prior_tables()
@@ -22,12 +23,14 @@ def target(tokens: int, n: int = 96, held_out: int = 256, kind: float = 1.0, m: 
     x = torch.randn(tokens, n, generator=rng) @ mix
     probes = kind * torch.randn(held_out, n, generator=rng) @ mix
     w, g = torch.randn(m, n, generator=rng), torch.rand(m, generator=rng) + 0.5
-    return Target("map", ("a", "b"), (m // 4, m - m // 4), False, w, x.T @ x / tokens, g, probes, tokens, 0)
+    return Target(
+        "map", ("a", "b"), (m // 4, m - m // 4), False, w, x.T @ x / tokens, g, None, probes, tokens, 0
+    )
 
 
 def rounded(t: Target, recipe: Recipe, level: float = 0.5) -> Rounded:
     done = Rounded({}, entropy.Counts.none())
-    round_target(done, t, level, recipe, PRIOR, 1)
+    round_target(done, t, level, recipe, PRIOR, 1, t.metric(recipe))
     return done
 
 
@@ -44,8 +47,8 @@ def test_few_tokens_are_found_out_and_mended(tokens: int) -> None:
     """With almost no shrinkage H is nearly singular and the rounding hides its error where nothing was seen."""
     t = target(tokens)
     believed = Recipe(shrinkage=1e-3)
-    h = t.metric(believed.shrinkage)
-    lattice = METHODS["waterlevel"](t.w, h, t.g, 0.5, believed, PRIOR, "map", 1)
+    h = t.metric(believed).h
+    lattice = METHODS["waterlevel"](t.w, Metric(h, t.g), 0.5, believed, PRIOR, 1)
     naive = distortion_ratio(t, lattice, h)
     mended = rounded(t, believed).ratios["map"]
     assert mended < naive / 2 and naive > 4 * DISTRUST
@@ -59,7 +62,7 @@ def test_the_ratio_is_what_it_says() -> None:
     lattice = done.entries["map"].tensor
     error = lattice.dense() - t.w.numpy()
     real = ((t.probes.numpy() @ error.T) ** 2 * t.g.numpy()).sum(1).mean()
-    h = t.metric(64 * recipe.shrinkage).numpy()
+    h = t.metric(recipe, 64 * recipe.shrinkage).h.numpy()
     said = float(np.einsum("i,ij,jk,ik->", t.g.numpy(), error, h, error))
     assert done.ratios["map"] == pytest.approx(real / said, rel=1e-3)
     assert done.ratios["map"] > DISTRUST  # inputs of another kind: no shrinkage mends that

@@ -16,6 +16,7 @@ from sprat.coding.tensors import Entry, Lattice, LogScale, LowRank, lattices
 from sprat.errors import FormatError, RecipeError
 from sprat.methods import METHODS
 from sprat.methods.lowrank import beside_lattice, product
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import round_to_level
 from sprat.recipe import Recipe
 from sprat.run.engine import open_engine
@@ -33,13 +34,13 @@ def rank_three(m: int = 60, n: int = 48) -> tuple[Any, Any, Any]:
 def test_a_matrix_of_rank_three_is_a_product_of_rank_three() -> None:
     w, h, g = rank_three()
     level, recipe = 0.02, Recipe(method="lowrank", rank=3)
-    stored = beside_lattice(w, h, g, level, Recipe(method="waterlevel+lowrank", rank=3), PRIOR)
-    whole = round_to_level(w, h, g, level, Recipe(), PRIOR)
+    stored = beside_lattice(w, Metric(h, g), level, Recipe(method="waterlevel+lowrank", rank=3), PRIOR)
+    whole = round_to_level(w, Metric(h, g), level, Recipe(), PRIOR)
     assert stored.rest is not None
     # Three numbers a row and a column have a part of the full lattice's noise, at a fraction of its bits.
     assert distortion(w, stored.dense(), h, g) < 1.1 * distortion(w, whole.dense(), h, g)
     assert sum(entropy.cost_bits(x, PRIOR) for x in lattices(stored)) < 0.5 * entropy.cost_bits(whole, PRIOR)
-    exact = product(w, h, g, level, recipe, PRIOR)
+    exact = product(w, Metric(h, g), level, recipe, PRIOR)
     assert distortion(w, exact.dense(), h, g) < 1e-4 * distortion(w, np.zeros(w.shape, np.float32), h, g)
 
 
@@ -48,14 +49,14 @@ def test_alone_it_is_the_nearest_product_in_the_metric() -> None:
     w, h, g = correlated(30, 20)
     s = torch.linalg.svdvals(g.sqrt()[:, None].double() * w.double() @ torch.linalg.cholesky(h.double()))
     for rank in (1, 5, 19):
-        stored = product(w, h, g, 0.0, Recipe(method="lowrank", rank=rank), PRIOR)
+        stored = product(w, Metric(h, g), 0.0, Recipe(method="lowrank", rank=rank), PRIOR)
         least = float(s[rank:].square().sum())
         assert least < distortion(w, stored.dense(), h, g) < 1.15 * least
 
 
 def test_left_is_the_least_squares_fit_behind_a_rounded_right() -> None:
     w, h, g = correlated(30, 20)
-    stored = beside_lattice(w, h, g, 1e-5, Recipe(method="waterlevel+lowrank", rank=5), PRIOR)
+    stored = beside_lattice(w, Metric(h, g), 1e-5, Recipe(method="waterlevel+lowrank", rank=5), PRIOR)
     right = torch.from_numpy(stored.right.dense()).double()
     root = torch.linalg.cholesky(h.double())
     best = torch.linalg.lstsq((right @ root).T, (w.double() @ root).T).solution.T
@@ -68,8 +69,8 @@ def test_the_rest_holds_what_the_product_leaves() -> None:
     w, h, g = correlated(40, 32)
     for rank in (1, 4):
         recipe = Recipe(method="waterlevel+lowrank", rank=rank)
-        stored = beside_lattice(w, h, g, 0.05, recipe, PRIOR)
-        plain = round_to_level(w, h, g, 0.05, Recipe(), PRIOR)
+        stored = beside_lattice(w, Metric(h, g), 0.05, recipe, PRIOR)
+        plain = round_to_level(w, Metric(h, g), 0.05, Recipe(), PRIOR)
         assert distortion(w, stored.dense(), h, g) == pytest.approx(
             distortion(w, plain.dense(), h, g), rel=0.1
         )
@@ -85,7 +86,7 @@ def test_an_impossible_rank_is_refused(rank: int) -> None:
             Recipe(rank=1)
         return
     with pytest.raises(RecipeError, match=r"rank = 33 does not suit layers.0.q of \(40, 32\): 1 to 32"):
-        product(w, h, g, 0.1, Recipe(method="lowrank", rank=rank), PRIOR, "layers.0.q")
+        product(w, Metric(h, g, name="layers.0.q"), 0.1, Recipe(method="lowrank", rank=rank), PRIOR)
 
 
 def replaced(path: Path, out: Path, method: str) -> dict[str, Entry]:
@@ -97,7 +98,7 @@ def replaced(path: Path, out: Path, method: str) -> dict[str, Entry]:
         if "layers" in name and isinstance(entry.tensor, Lattice):
             w = torch.from_numpy(entry.tensor.dense())
             eye, even = torch.eye(w.shape[1]), torch.ones(len(w))
-            stored = METHODS[method](w, eye, even, 0.01, recipe, PRIOR, name, 1)
+            stored = METHODS[method](w, Metric(eye, even, name=name), 0.01, recipe, PRIOR, 1)
             entries[name] = Entry(entry.maps, entry.rows, stored, entry.transposed)
     container.write(out, config=config, entries=entries, recipe={}, provenance={}, file_extra=files)
     return entries
@@ -123,7 +124,7 @@ def test_a_file_of_products_opens_and_computes(tiny: Any, tmp_path: Path, method
 
 def thin(m: int, n: int) -> Lattice:
     w = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
-    return round_to_level(w, torch.eye(n), torch.ones(m), 0.1, Recipe(), PRIOR)
+    return round_to_level(w, Metric(torch.eye(n), torch.ones(m)), 0.1, Recipe(), PRIOR)
 
 
 def test_parts_that_do_not_meet_are_refused() -> None:

@@ -13,6 +13,7 @@ from problems import correlated, distortion, water_filling
 from torch import Tensor
 
 from sprat.coding import entropy
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import round_to_level
 from sprat.recipe import Recipe
 
@@ -29,7 +30,7 @@ def measured(
     """(bits, distortion) a weight; a second pass prices the symbols by what the first one used."""
     tables = entropy.prior_tables()
     for _ in range(passes):
-        lattice = round_to_level(w, h, g, level, recipe, tables)
+        lattice = round_to_level(w, Metric(h, g), level, recipe, tables)
         tables = entropy.Tables.from_counts(entropy.count([lattice]))
     return entropy.cost_bits(lattice, tables) / w.numel(), distortion(w, lattice.dense(), h, g) / w.numel()
 
@@ -124,7 +125,7 @@ def test_bits_fall_and_distortion_grows_with_the_level(trellis: int) -> None:
 def test_rare_cases_of_the_level() -> None:
     """A level far above every weight leaves nothing; one far below is exact to half a step."""
     w, h, g = correlated(8, 12, seed=5)
-    assert not round_to_level(w, h, g, 1e6, PLAIN, entropy.prior_tables()).q.any()
-    fine = round_to_level(w, h, g, 1e-7, PLAIN, entropy.prior_tables())
+    assert not round_to_level(w, Metric(h, g), 1e6, PLAIN, entropy.prior_tables()).q.any()
+    fine = round_to_level(w, Metric(h, g), 1e-7, PLAIN, entropy.prior_tables())
     assert fine.q.dtype == np.int32
     assert fine.dense() == pytest.approx(w.numpy(), abs=1e-5)

@@ -11,6 +11,7 @@ from problems import correlated, distortion
 
 from sprat.coding import entropy
 from sprat.errors import RecipeError
+from sprat.methods.metric import Metric
 from sprat.methods.ternary import _columns, _Found, _Problem, _refit, round_binary, round_ternary
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
@@ -60,7 +61,7 @@ def test_column_scales_are_least_squares() -> None:
 def test_near_the_best_of_all_integers(method, values: tuple[int, ...]) -> None:
     """Every Q of six columns, with the best row scale for each, under the column scales that were chosen."""
     w, h, g = correlated(40, 6, seed=5, rho=0.5)
-    lattice = method(w, h, g, 1.0, EVEN, PRIOR)
+    lattice = method(w, Metric(h, g), 1.0, EVEN, PRIOR)
     assert set(np.unique(lattice.q)) <= set(values)
     every = torch.tensor(list(itertools.product(values, repeat=6))).float() * torch.from_numpy(
         lattice.col.values()
@@ -79,29 +80,29 @@ def test_gaussian_weights_cost_what_is_known(method, white: float) -> None:
     w, _, _ = correlated(200, 128, seed=0)
     even, g = torch.eye(128), torch.ones(200)
     whole = distortion(w, np.zeros((200, 128)), even, g)
-    assert distortion(w, method(w, even, g, 1.0, EVEN, PRIOR).dense(), even, g) / whole == pytest.approx(
-        white, rel=0.03
-    )
+    assert distortion(
+        w, method(w, Metric(even, g), 1.0, EVEN, PRIOR).dense(), even, g
+    ) / whole == pytest.approx(white, rel=0.03)
     w, h, g = correlated(200, 128, seed=0)
     whole = distortion(w, np.zeros((200, 128)), h, g)
-    fed = distortion(w, method(w, h, g, 1.0, EVEN, PRIOR).dense(), h, g)
-    plain = distortion(w, method(w, h, g, 1.0, Recipe(feedback=False), PRIOR).dense(), h, g)
+    fed = distortion(w, method(w, Metric(h, g), 1.0, EVEN, PRIOR).dense(), h, g)
+    plain = distortion(w, method(w, Metric(h, g), 1.0, Recipe(feedback=False), PRIOR).dense(), h, g)
     assert fed < 0.8 * plain and fed < 0.75 * white * whole
 
 
 def test_the_level_plays_no_part_and_patterns_are_kept() -> None:
     w, h, g = correlated(24, 32)
     recipe = Recipe(method="ternary", sparsity="2:4")
-    one, two = (round_ternary(w, h, g, level, recipe, PRIOR) for level in (1e-6, 1.0))
+    one, two = (round_ternary(w, Metric(h, g), level, recipe, PRIOR) for level in (1e-6, 1.0))
     assert (one.q == two.q).all() and one.trellis == 0
     assert ((one.q != 0).reshape(24, 8, 4).sum(2) <= 2).all() and one.pattern is not None
-    half = round_ternary(w, h, g, 1.0, Recipe(method="ternary", sparsity="0.7"), PRIOR)
+    half = round_ternary(w, Metric(h, g), 1.0, Recipe(method="ternary", sparsity="0.7"), PRIOR)
     assert (half.q == 0).mean() >= 0.7
 
 
 def test_binary_costs_a_bit_and_has_no_zeros() -> None:
     w, h, g = correlated(64, 512)
-    lattice = round_binary(w, h, g, 1.0, Recipe(method="binary"), PRIOR)
+    lattice = round_binary(w, Metric(h, g), 1.0, Recipe(method="binary"), PRIOR)
     counts = entropy.count([lattice])
     assert entropy.cost_of_counts(counts, entropy.Tables.from_counts(counts)) / lattice.q.size < 1.01
     with pytest.raises(RecipeError, match="no zeros"):

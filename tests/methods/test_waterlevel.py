@@ -8,6 +8,7 @@ import reference
 from problems import correlated
 
 from sprat.coding import entropy
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import MAX_SYMBOL, round_to_level
 from sprat.recipe import Recipe
 
@@ -53,7 +54,7 @@ def test_equals_the_reference_past_the_priced_symbols(trellis: int) -> None:
 
 def same_integers(recipe: Recipe, level: float, m: int, n: int) -> np.ndarray:
     w, h, g = correlated(m, n, seed=n)
-    got = round_to_level(w, h, g, level, recipe, PRIOR)
+    got = round_to_level(w, Metric(h, g), level, recipe, PRIOR)
     want = reference.round_to_level(w.numpy(), h.numpy(), g.numpy(), level, recipe, BITS)
     assert got.trellis == recipe.trellis
     assert got.row.values() == pytest.approx(want.row, rel=1e-6)

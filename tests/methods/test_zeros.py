@@ -14,6 +14,7 @@ from sprat.coding import entropy
 from sprat.coding.patterns import codable
 from sprat.errors import RecipeError
 from sprat.methods.columns import removals
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import MAX_SYMBOL, round_to_level
 from sprat.recipe import Recipe
 from sprat.sparsity import Sparsity, parse
@@ -35,7 +36,7 @@ def zeros_kept(q: np.ndarray, pattern: Sparsity) -> bool:
 def test_equals_the_reference(pattern: str, level: float, trellis: int) -> None:
     w, h, g = correlated(9, 24, seed=3)
     recipe = Recipe(trellis=trellis, sparsity=pattern, block=13)
-    got = round_to_level(w, h, g, level, recipe, PRIOR)
+    got = round_to_level(w, Metric(h, g), level, recipe, PRIOR)
     want = reference.round_to_level(w.numpy(), h.numpy(), g.numpy(), level, recipe, BITS)
     assert (got.q == want.q).all(), f"{(got.q != want.q).sum()} of {got.q.size} differ"
     assert zeros_kept(got.q, parse(pattern))
@@ -48,7 +49,7 @@ def test_equals_the_reference(pattern: str, level: float, trellis: int) -> None:
 def test_equals_the_reference_whatever_is_switched_off(pattern: str, off: dict) -> None:
     w, h, g = correlated(6, 24, seed=5)
     recipe = Recipe.from_dict({"sparsity": pattern, **off})
-    got = round_to_level(w, h, g, 0.4, recipe, PRIOR)
+    got = round_to_level(w, Metric(h, g), 0.4, recipe, PRIOR)
     want = reference.round_to_level(w.numpy(), h.numpy(), g.numpy(), 0.4, recipe, BITS)
     assert (got.q == want.q).all()
 
@@ -59,7 +60,7 @@ def test_one_group_is_as_good_as_the_best_of_all_masks(kept: int, group: int, tr
     """Steps so fine that rounding costs nothing: what is lost is the least that any mask loses, values free."""
     w, h, g = correlated(20, group, seed=group, rho=0.9)
     recipe = Recipe(trellis=trellis, sparsity=f"{kept}:{group}")
-    lattice = round_to_level(w, h, g, 1e-4, recipe, PRIOR)
+    lattice = round_to_level(w, Metric(h, g), 1e-4, recipe, PRIOR)
     best = sum(float(g[i]) * least_loss(w[i].numpy(), h.numpy(), kept) for i in range(len(w)))
     assert distortion(w, lattice.dense(), h, g) == pytest.approx(best, rel=1e-3)
 
@@ -95,7 +96,7 @@ def test_masks_chosen_on_the_way_beat_magnitudes() -> None:
     """Against the largest of each group or of the map, rounded by the same loop without a choice of its own."""
     w, h, g = correlated(64, 96, spread=1.5)
     for pattern in ("2:4", "0.5"):
-        made = round_to_level(w, h, g, 1e-3, Recipe(sparsity=pattern), PRIOR)
+        made = round_to_level(w, Metric(h, g), 1e-3, Recipe(sparsity=pattern), PRIOR)
         groups = w.abs().reshape(64, -1, 4)
         by_size = (
             w.abs() > w.abs().median()
@@ -110,9 +111,9 @@ def test_wide_patterns_go_by_the_diagonal() -> None:
     """Where there are too many sets to weigh."""
     assert not codable(8, 16) and codable(4, 8)
     w, h, g = correlated(40, 32)
-    lattice = round_to_level(w, h, g, 1e-3, Recipe(sparsity="8:16"), PRIOR)
+    lattice = round_to_level(w, Metric(h, g), 1e-3, Recipe(sparsity="8:16"), PRIOR)
     assert zeros_kept(lattice.q, parse("8:16"))
-    white = round_to_level(w, torch.eye(32), torch.ones(40), 1e-3, Recipe(sparsity="8:16"), PRIOR)
+    white = round_to_level(w, Metric(torch.eye(32), torch.ones(40)), 1e-3, Recipe(sparsity="8:16"), PRIOR)
     largest = w.abs().reshape(40, 2, 16).topk(8, dim=2).indices.sort(2).values
     assert (
         np.sort(np.argsort(white.q.reshape(40, 2, 16) == 0, axis=2, kind="stable")[..., :8])

@@ -70,7 +70,7 @@ def components(targets: Targets, recipe: Recipe, progress: Progress = silent) ->
 
 def _count(logs: dict[int, float], target: Target, recipe: Recipe) -> None:
     """Add a target's components to `logs`: bin -> how many."""
-    rows, columns = spectra(target.w, target.metric(recipe.shrinkage), target.g, recipe.row_floor)
+    rows, columns = spectra(target.w, target.metric(recipe).h, target.g, recipe.row_floor)
     a, b = (np.rint(np.log2(x[x > 0]) * _RESOLUTION).astype(int) for x in (rows, columns))
     if not (a.size and b.size):
         return

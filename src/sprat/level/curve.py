@@ -17,6 +17,7 @@ import torch
 from sprat.coding import entropy
 from sprat.coding.tensors import BUCKETS, lattices
 from sprat.methods import METHODS, SETTLED
+from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
 
 #: Samples of a bucket: rows of a map, and its columns.
@@ -45,7 +46,7 @@ def curve(recipe: Recipe) -> Curve:
     maps = w.chunk(BUCKETS if recipe.sparsity else 1)
     found = [
         METHODS[recipe.method](
-            part, white, even[: len(part)], 1.0, recipe, entropy.prior_tables(), "samples", 1, white
+            part, Metric(white, even[: len(part)], None, white), 1.0, recipe, entropy.prior_tables(), 1
         )
         for part in maps
     ]

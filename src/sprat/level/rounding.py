@@ -13,7 +13,8 @@ from sprat.level.curve import curve
 from sprat.level.predict import Spread, echo
 from sprat.level.targets import Target, Targets
 from sprat.methods import METHODS, SETTLED
-from sprat.methods.waterlevel import choose_steps
+from sprat.methods.metric import Metric
+from sprat.methods.waterlevel import choose_steps, fed_rows
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
 
@@ -46,9 +47,11 @@ def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress =
 
 def _spread(targets: Targets, target: Target, level: float, recipe: Recipe) -> Spread:
     recipe = target.own(recipe)
-    u = targets.factor(target)
-    steps = choose_steps(target.w, u.diagonal(), target.g, level, recipe)
-    return Spread.of(steps, level, echo(u, steps) if recipe.feedback else 0.0, curve(recipe))
+    metric = targets.metric(target)
+    rows = fed_rows(metric, recipe)
+    steps = choose_steps(target.w, metric.inputs.diagonal(), rows.g, level, recipe)
+    fed = (1 + echo(metric.inputs, steps)) * (1 + rows.echo()) - 1 if recipe.feedback else 0.0
+    return Spread.of(steps, level, fed, curve(recipe))
 
 
 def round_layers(
@@ -59,7 +62,7 @@ def round_layers(
     threads = torch.get_num_threads()
     for number, index in enumerate(targets.layers(), 1):
         for target in targets.layer(index):
-            round_target(done, target, level, recipe, tables, threads, targets.factor(target))
+            round_target(done, target, level, recipe, tables, threads, targets.metric(target))
         progress("rounding", number, len(targets.layers()) + 1)
     return done
 
@@ -77,7 +80,7 @@ def round_model(
         layers = round_layers(targets, level, recipe, tables, progress)
     done = replace(layers, entries={**layers.entries}, ratios={**layers.ratios})
     for target in targets.embeddings():
-        round_target(done, target, level, recipe, tables, torch.get_num_threads(), targets.factor(target))
+        round_target(done, target, level, recipe, tables, torch.get_num_threads(), targets.metric(target))
     total = len(targets.layers()) + 1
     progress("rounding", total, total)
     return done
@@ -90,27 +93,27 @@ def round_target(
     recipe: Recipe,
     tables: entropy.Tables,
     threads: int,
-    u: Tensor | None = None,
+    metric: Metric,
 ) -> Stored:
     """Round one target into `done`; where held-out inputs contradict the statistics, again with more shrinkage.
 
-    u: the factor of its metric with the recipe's shrinkage, where that is known.
+    metric: the target's with the recipe's shrinkage.
     """
     recipe = target.own(recipe)
     method = METHODS[recipe.method]
     strength = recipe.shrinkage
     while True:
-        h = target.metric(strength)
-        stored = method(target.w, h, target.g, level, recipe, tables, target.name, threads, u)
-        ratio = distortion_ratio(target, stored, h)
+        stored = method(target.w, metric, level, recipe, tables, threads)
+        ratio = distortion_ratio(target, stored, metric.h)
         if ratio <= DISTRUST or strength >= 64 * recipe.shrinkage:
             break
-        strength, u = strength * 4, None
+        strength *= 4
+        metric = target.metric(recipe, strength)
     done.entries[target.name] = target.entry(stored)
     done.counts = done.counts + entropy.count(lattices(stored), threads)
     done.ratios[target.name] = ratio
     if recipe.method in SETTLED:
-        done.kl += predicted_loss(target, stored, h) / 2
+        done.kl += predicted_loss(target, stored, metric.h) / 2
     return stored
 
 

@@ -54,7 +54,7 @@ def round_sequentially(
     total = len(targets.layers()) + 1
 
     def settle(target: Target) -> None:
-        lattice = round_target(done, target, level, recipe, tables, threads, targets.factor(target))
+        lattice = round_target(done, target, level, recipe, tables, threads, targets.metric(target))
         _install(working, target, lattice)
 
     for target in targets.embeddings():

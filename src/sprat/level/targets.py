@@ -10,21 +10,25 @@ import torch
 from torch import Tensor
 
 from sprat.coding.tensors import Dense, Entry, Stored
+from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.embedding import embedding_metric
-from sprat.sense.shrink import shrink, upper_factor
+from sprat.sense.shrink import shrink
 from sprat.sense.statistics import GroupStatistics, HeadStatistics, TableStatistics, layer_groups
 from sprat.source.load import Source
 from sprat.source.maps import Group, Head, Map, groups, head, tables
 
 #: Share of the machine's memory that factors may take between the files that a search builds.
 FACTOR_SHARE = 0.1
+#: G is shrunk by so many times the strength of H: it is of a model whose other maps are whole, and the directions that
+#: hardly mattered there matter more once all are rounded. With as little as H it won nothing, with 3 to 7 times 8 %.
+CAUTION = 4
 
 
 @dataclass(frozen=True)
 class Target:
-    """Maps stacked by rows that share their input: w (m, n), h (n, n) as measured, g (m,)."""
+    """Maps stacked by rows that share their input: w (m, n), h (n, n), g (m,) and fisher (m, m) as measured."""
 
     name: str
     parameters: tuple[str, ...]
@@ -33,14 +37,22 @@ class Target:
     w: Tensor
     h: Tensor
     g: Tensor
+    fisher: Tensor | None
     probes: Tensor
     tokens: int
     layer: int | None
     maps: tuple[Map, ...] = field(default=())
 
-    def metric(self, strength: float) -> Tensor:
-        """H shrunk; an embedding's metric is built from shrunk parts already."""
-        return self.h if self.layer is None else shrink(self.h, self.tokens, strength)
+    def metric(self, recipe: Recipe, strength: float | None = None) -> Metric:
+        """Its moments shrunk, by the recipe or with another strength; an embedding's are built from shrunk parts."""
+        strength = recipe.shrinkage if strength is None else strength
+        h = self.h if self.layer is None else shrink(self.h, self.tokens, strength)
+        fisher = self.fisher
+        if fisher is not None:
+            fisher = shrink(fisher, self.tokens, CAUTION * strength)
+            diagonal = fisher.diagonal()
+            diagonal.clamp_(min=recipe.row_floor * float(diagonal.mean()) + 1e-30)
+        return Metric(h, self.g, fisher, name=self.name)
 
     def own(self, recipe: Recipe) -> Recipe:
         """The recipe for this target: constraints are the layers'."""
@@ -58,21 +70,22 @@ class Targets:
         self.by_layer = layer_groups(groups(source.model))
         self.head = head(source.model)
         self.tables = tables(source.model)
-        self._factors: dict[str, Tensor] = {}
+        self._metrics: dict[str, Metric] = {}
         self._room = int(FACTOR_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
-    def factor(self, target: Target) -> Tensor:
-        """U of target's metric as the recipe shrinks it: kept, while there is room, for it serves every level.
+    def metric(self, target: Target) -> Metric:
+        """Target's metric as the recipe shrinks it: kept, while there is room, for it serves every level.
 
-        Its two Cholesky decompositions are most of a wide map's rounding.
+        The Cholesky decompositions of its factors are most of a wide map's rounding.
         """
-        if target.name not in self._factors:
-            u = upper_factor(target.metric(self.recipe.shrinkage), target.name)
-            if u.nbytes > self._room:
-                return u
-            self._room -= u.nbytes
-            self._factors[target.name] = u
-        return self._factors[target.name]
+        if target.name not in self._metrics:
+            metric = target.metric(self.recipe)
+            room = 2 * metric.h.nbytes + (0 if metric.fisher is None else 2 * metric.fisher.nbytes)
+            if room > self._room:
+                return metric
+            self._room -= room
+            self._metrics[target.name] = metric
+        return self._metrics[target.name]
 
     def layer(self, index: int) -> list[Target]:
         found = self.cache.get(f"layer/{index}", GroupStatistics)
@@ -91,6 +104,7 @@ class Targets:
                     torch.cat([m.weight() for m in group.maps]).float(),
                     s.h,
                     s.g,
+                    s.fisher if len(s.fisher) else None,
                     s.probes,
                     s.tokens,
                     index,
@@ -119,7 +133,7 @@ class Targets:
         h = shrink(found.f[: w.shape[1], : w.shape[1]], found.tokens, self.recipe.shrinkage)
         none = torch.zeros(0, w.shape[1])
         return Target(
-            name.removesuffix(".weight"), (name,), (len(w),), False, w, h, g, none, found.tokens, None
+            name.removesuffix(".weight"), (name,), (len(w),), False, w, h, g, None, none, found.tokens, None
         )
 
     def _embedding(self, found: HeadStatistics, role: str, name: str, module: torch.nn.Module) -> Target:
@@ -131,7 +145,7 @@ class Targets:
             h = torch.eye(w.shape[1])
         none = torch.zeros(0, w.shape[1])
         short = name.removesuffix(".weight")
-        return Target(short, (name,), (len(w),), False, w, h, g, none, found.tokens, None)
+        return Target(short, (name,), (len(w),), False, w, h, g, None, none, found.tokens, None)
 
     def embedding_names(self) -> frozenset[str]:
         """Names of what `embeddings` gives."""

@@ -1,8 +1,8 @@
 """How values are chosen, a file a method: pure functions of (weights, statistics, options).
 
-A method is `(w: (m, n), h: (n, n), g: (m,), level, recipe, tables, name, threads, u) -> Stored`, u the upper factor of
-h where it is known, else None; `sprat fit` finds it here by the recipe's `method`, for the layers' maps. What those of
-SETTLED give is the same at every level: what a budget leaves beside it is the embedding's.
+A method is `(w: (m, n), metric: Metric, level, recipe, tables, threads) -> Stored`; `sprat fit` finds it here by the
+recipe's `method`, for the layers' maps. What those of SETTLED give is the same at every level: what a budget leaves
+beside it is the embedding's.
 """
 
 from __future__ import annotations

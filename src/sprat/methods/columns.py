@@ -27,6 +27,7 @@ from sprat import _core
 from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET
 from sprat.errors import StatisticsError
+from sprat.methods.metric import Metric
 from sprat.sparsity import Sparsity
 
 
@@ -59,11 +60,11 @@ class Zeros:
 NO_ZEROS = Zeros()
 
 
-def refuse_nan(name: str, w: Tensor, h: Tensor, g: Tensor) -> None:
+def refuse_nan(w: Tensor, metric: Metric) -> None:
     """StatisticsError naming the map where a number is not finite."""
-    for what, values in (("weights", w), ("second moments", h), ("row weights", g)):
+    for what, values in (("weights", w), ("second moments", metric.h), ("row weights", metric.g)):
         if not bool(torch.isfinite(values).all()):
-            raise StatisticsError(f"{name}: its {what} hold NaN or infinite values")
+            raise StatisticsError(f"{metric.name}: its {what} hold NaN or infinite values")
 
 
 def round_columns(

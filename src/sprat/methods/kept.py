@@ -12,6 +12,7 @@ from torch import Tensor
 from sprat.coding import entropy
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
 from sprat.errors import SpratError
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import round_to_level
 from sprat.recipe import Recipe
 
@@ -24,15 +25,7 @@ _FINE = 1e-4
 
 
 def keep(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> Lattice:
     """w: (m, n). SpratError where a row holds more than one magnitude."""
     magnitude = w.detach().float().abs().numpy()
@@ -41,11 +34,11 @@ def keep(
     off = np.abs(np.where(q != 0, magnitude, scale[:, None]) - scale[:, None])
     if (off > _TOLERANCE * scale[:, None]).any():
         if len(w) <= FEW:
-            return round_to_level(w, h, g, _FINE, recipe, tables, name, threads, u)
+            return round_to_level(w, metric, _FINE, recipe, tables, threads)
         row = int((off.max(1) > _TOLERANCE * scale).argmax())
         raise SpratError(
-            f'{name}: row {row} holds more than one magnitude: the method "kept" is for maps trained as ternary or '
-            'binary; "ternary" and "binary" make such maps of others'
+            f'{metric.name}: row {row} holds more than one magnitude: the method "kept" is for maps trained as ternary '
+            'or binary; "ternary" and "binary" make such maps of others'
         )
     # Rows with like shares of zeros are coded together, as in methods/ternary.py.
     share = np.abs(q).mean(1)

@@ -15,6 +15,7 @@ matrix LQER (2402.02446) and Low-Rank Plus Quantized (LQ-LoRA, 2311.12023).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,63 +23,42 @@ from torch import Tensor
 from sprat.coding import entropy
 from sprat.coding.tensors import Lattice, LowRank
 from sprat.errors import RecipeError
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import round_to_level, step_sizes
 from sprat.recipe import Recipe
-from sprat.sense.shrink import upper_factor
 
 #: Share of a product's loss that its rounding adds.
 FINE = 0.05
 
 
 def product(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> LowRank:
     """w: (m, n) as a product of rank `recipe.rank` and nothing beside it; arguments as `round_to_level` takes them.
 
     What it costs is what the rank leaves out, and no level changes that: `level` is not looked at. The factors are
     rounded so finely that they add FINE of it, every stored number c²/24.
     """
-    if u is None:
-        u = upper_factor(h, name)
-    right = (
-        _right(g.sqrt()[:, None] * torch.linalg.solve_triangular(u, w, upper=True, left=False), recipe, name)
-        @ u
-    )
+    h, g, u = metric.h, metric.g, metric.inputs
+    inside = torch.linalg.solve_triangular(u, w, upper=True, left=False)
+    right = _right(g.sqrt()[:, None] * inside, recipe, metric.name) @ u
     left, _ = _least_squares(w, h, right)
     error = left @ right - w
     loss = float((((error @ h) * error).sum(1) * g).sum()) / 2
     stored = left.numel() + right.numel()
     level = math.sqrt(24 * FINE * max(loss, 1e-12) / stored)
-    return LowRank(*_rounded(w, h, g, right, level, recipe, tables, name, threads, u))
+    return LowRank(*_rounded(w, metric, right, level, recipe, tables, threads))
 
 
 def beside_lattice(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> LowRank:
     """w: (m, n) as a product of rank `recipe.rank` and a lattice of what it leaves."""
-    if u is None:
-        u = upper_factor(h, name)
-    row, column = (side.float() for side in step_sizes(u.diagonal(), g, recipe))
-    right = _right(w / row[:, None] / column, recipe, name) * column
-    left, right = _rounded(w, h, g, right, level, recipe, tables, name, threads, u)
+    row, column = (side.float() for side in step_sizes(metric.inputs.diagonal(), metric.g, recipe))
+    right = _right(w / row[:, None] / column, recipe, metric.name) * column
+    left, right = _rounded(w, metric, right, level, recipe, tables, threads)
     rest = w - torch.from_numpy(LowRank(left, right).dense())
-    return LowRank(left, right, round_to_level(rest, h, g, level, recipe, tables, name, threads, u))
+    return LowRank(left, right, round_to_level(rest, metric, level, recipe, tables, threads))
 
 
 def _right(x: Tensor, recipe: Recipe, name: str) -> Tensor:
@@ -102,19 +82,17 @@ def _least_squares(w: Tensor, h: Tensor, right: Tensor) -> tuple[Tensor, Tensor]
 
 def _rounded(
     w: Tensor,
-    h: Tensor,
-    g: Tensor,
+    metric: Metric,
     right: Tensor,
     level: float,
     recipe: Recipe,
     tables: entropy.Tables,
-    name: str,
     threads: int,
-    u: Tensor,
 ) -> tuple[Lattice, Lattice]:
     """Both factors at `level`: right in the metric that left gives it, then left refitted to what right became."""
-    left, _ = _least_squares(w, h, right)
-    weight = (left.square() * g[:, None]).sum(0)
-    coded = round_to_level(right, h, weight, level, recipe, tables, name, threads, u)
-    left, inner = _least_squares(w, h, torch.from_numpy(coded.dense()))
-    return round_to_level(left, inner, g, level, recipe, tables, name, threads), coded
+    left, _ = _least_squares(w, metric.h, right)
+    weight = (left.square() * metric.g[:, None]).sum(0)
+    through = replace(metric, g=weight, fisher=None, u=metric.inputs)
+    coded = round_to_level(right, through, level, recipe, tables, threads)
+    left, inner = _least_squares(w, metric.h, torch.from_numpy(coded.dense()))
+    return round_to_level(left, replace(metric, h=inner, u=None), level, recipe, tables, threads), coded

@@ -26,8 +26,8 @@ from sprat.coding import entropy
 from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
+from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
-from sprat.sense.shrink import upper_factor
 
 #: Row scales that are tried in each turn, by the scale that the last one found.
 TURNS = ((0.8, 1.05, 1.4), (0.9, 1.1), (0.95, 1.0))
@@ -58,44 +58,25 @@ class _Found:
 
 
 def round_ternary(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> Lattice:
-    """Q in {-1, 0, 1} for w: (m, n) given h: (n, n), positive definite, and g: (m,); level and tables play no part."""
-    return _round(w, h, g, recipe, name, threads, u, zero=True)
+    """Q in {-1, 0, 1} for w: (m, n); level and tables play no part."""
+    return _round(w, metric, recipe, threads, zero=True)
 
 
 def round_binary(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> Lattice:
     """Q in {-1, 1}, otherwise as `round_ternary`."""
-    return _round(w, h, g, recipe, name, threads, u, zero=False)
+    return _round(w, metric, recipe, threads, zero=False)
 
 
-def _round(
-    w: Tensor, h: Tensor, g: Tensor, recipe: Recipe, name: str, threads: int, u: Tensor | None, zero: bool
-) -> Lattice:
-    refuse_nan(name, w, h, g)
-    w = w.detach().float()
+def _round(w: Tensor, metric: Metric, recipe: Recipe, threads: int, zero: bool) -> Lattice:
+    refuse_nan(w, metric)
+    w, h, g = w.detach().float(), metric.h, metric.g
     g = g.float().clamp_min(recipe.row_floor * float(g.mean()) + 1e-30)
-    u = upper_factor(h, name) if u is None else u
     wh = w @ h
-    problem = _Problem(w, h, u, g, wh, (wh * w).sum(1).clamp_min(0))
+    problem = _Problem(w, h, metric.inputs, g, wh, (wh * w).sum(1).clamp_min(0))
     row = w.square().mean(1).sqrt().clamp_min(1e-12)
     k = (w / row[:, None]).square().mean(0).sqrt().clamp_min(1e-6)
     r = row * (1.0 if zero else 0.8)

@@ -1,9 +1,10 @@
 """The water level: the step of every weight from one number c, error feedback, rate-constrained rounding.
 
-For y = W x with H = E[xxᵀ] and row weights g, H⁻¹ = Uᵀ U:
+For y = W x with H = E[xxᵀ], H⁻¹ = Uᵀ U, and G of the outputs, or its diagonal g:
     step of element (i, j):   Δ_ij = c / √g_i · U_jj,     1 / U_jj² the variance of input j given the later inputs,
+                                                          g_i the Fisher of output i given the later outputs,
 so that every weight costs the same: ½ g_i Δ_ij² / (12 U_jj²) = c²/24 nats. Columns are rounded in order, each one's
-error fed into the columns behind it (GPTQ), and the integer chosen minimises
+error fed into the columns behind it (GPTQ), rows in parts likewise (methods/metric.py); the integer chosen minimises
     (t - Q)² + λ · bits(Q),     λ = rate_weight · ln 2 / 6   (in steps²; the slope of D(R) at high rate),
 greedily, or along a trellis (dependent quantization), whose two quantizers have steps 2Δ' on a lattice of step Δ'; with
 Δ' = Δ / 2 both cost about the same bits, and the trellis has 0.8 to 1 dB less distortion.
@@ -27,6 +28,7 @@ from sprat import sparsity
 from sprat.coding import entropy
 from sprat.coding.tensors import Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
+from sprat.methods.metric import Metric, Rows
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
@@ -58,6 +60,14 @@ def step_sizes(u_diagonal: Tensor, g: Tensor, recipe: Recipe) -> tuple[Tensor, T
     return rows, columns
 
 
+def fed_rows(metric: Metric, recipe: Recipe) -> Rows:
+    """How rows are fed into each other: not without feedback, nor where zeros are forced, which is done for all rows at
+    once."""
+    if recipe.feedback and recipe.row_feedback and not recipe.sparsity:
+        return metric.outputs
+    return Metric(metric.h, metric.g).outputs
+
+
 def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe: Recipe) -> Steps:
     """Scales and classes for w: (m, n) from diag U: (n,) and row weights g: (m,)."""
     rows, columns = step_sizes(u_diagonal, g, recipe)
@@ -73,43 +83,36 @@ def choose_steps(w: Tensor, u_diagonal: Tensor, g: Tensor, level: float, recipe:
 
 
 def round_to_level(
-    w: Tensor,
-    h: Tensor,
-    g: Tensor,
-    level: float,
-    recipe: Recipe,
-    tables: entropy.Tables,
-    name: str = "map",
-    threads: int = 2,
-    u: Tensor | None = None,
+    w: Tensor, metric: Metric, level: float, recipe: Recipe, tables: entropy.Tables, threads: int = 2
 ) -> Lattice:
-    """Round w: (m, n) float32 at `level` (√nats) given h: (n, n), positive definite, and g: (m,).
+    """Round w: (m, n) float32 at `level` (√nats); `tables` price the symbols.
 
-    `tables` price the symbols; `u` is h's upper factor (sense.shrink.upper_factor) where that is known. Raises
-    StatisticsError (naming `name`) when h cannot be factored or a number is not finite.
+    Raises StatisticsError (naming the map) when the metric cannot be factored or a number is not finite.
     """
-    refuse_nan(name, w, h, g)
+    refuse_nan(w, metric)
     w = w.detach().float()
-    n = w.shape[1]
-    order = torch.arange(n)
+    order, u = torch.arange(w.shape[1]), None
     if recipe.order == "descending":
-        order, u = torch.argsort(h.diagonal(), descending=True, stable=True), None
-    if u is None:
-        u = upper_factor(h[order][:, order], name)
-    steps = choose_steps(w[:, order], u.diagonal(), g, level, recipe)
-    scale = torch.from_numpy(steps.row.values())
-    grid = Grid(
-        steps.col.values(),
-        (recipe.rate_weight * math.log(2) / 6 * steps.unit**2).astype(np.float32),
-        steps.row_class,
-        steps.col_class,
-        tables.bits(MAX_SYMBOL),
-        recipe.trellis,
-    )
-    zeros = Zeros(sparsity.parse(recipe.sparsity), g.clamp_min(0).sqrt() * scale)
-    q, pattern = round_columns(
-        w[:, order] / scale[:, None], u, grid, recipe.block, recipe.feedback, zeros, threads
-    )
+        order = torch.argsort(metric.h.diagonal(), descending=True, stable=True)
+        u = upper_factor(metric.h[order][:, order], metric.name)
+    u = metric.inputs if u is None else u
+    w, rows = w[:, order], fed_rows(metric, recipe)
+    steps = choose_steps(w, u.diagonal(), rows.g, level, recipe)
+    scale, column = torch.from_numpy(steps.row.values()), torch.from_numpy(steps.col.values())
+    price = (recipe.rate_weight * math.log(2) / 6 * steps.unit**2).astype(np.float32)
+    bits, zeros = tables.bits(MAX_SYMBOL), sparsity.parse(recipe.sparsity)
+    q, pattern = np.empty(w.shape, np.int32), None
+
+    def one(part: Tensor, target: Tensor) -> Tensor:
+        nonlocal pattern
+        i = part.numpy()
+        grid = Grid(steps.col.values(), price[i], steps.row_class[i], steps.col_class, bits, recipe.trellis)
+        forced = Zeros(zeros, rows.g[part].clamp_min(0).sqrt() * scale[part])
+        own = scale[part][:, None]
+        q[i], pattern = round_columns(target / own, u, grid, recipe.block, recipe.feedback, forced, threads)
+        return torch.from_numpy(q[i]).float() * own * column
+
+    rows.round(w, one)
     back = torch.argsort(order).numpy()
     if np.abs(q).max(initial=0) < 2**15:
         q = q.astype(np.int16)

@@ -2,8 +2,9 @@
 
 For a group of linear maps y = W x with a common input:
     H = E[x xᵀ]   (n, n)    over calibration tokens,
-    g = E[γ²]     (m,)      γ = ∂ℓ/∂y with the label sampled from the model itself (the true Fisher's diagonal),
-so that ½ Σ_i g_i ΔW_i H ΔW_iᵀ, summed over the maps, approximates the KL divergence in nats per token
+    G = E[γ γᵀ]   (m, m)    γ = ∂ℓ/∂y, y all maps' outputs, the label sampled from the model itself (the true Fisher),
+    g = diag(G)   (m,)      alone, where the outputs are many (WIDE),
+so that ½ tr(G ΔW H ΔWᵀ), summed over the groups, approximates the KL divergence in nats per token
 (YAQA, arXiv 2505.22988, section 3; GPTQ, 2210.17323, for H alone).
 
 For the embedding, tied or not, in both of its roles:
@@ -28,22 +29,27 @@ from sprat.sense.walk import Walk, batches
 from sprat.source.maps import Group, tables
 
 #: Part of the cache's key: raise it when what is measured changes.
-VERSION = 3
+VERSION = 4
 #: The first token of a context is left out: whatever it is, models park attention there, with activations and
 #: gradients hundreds of times larger than any other token's; it would own every average.
 SKIP = 1
 #: Tokens of held-out contexts whose inputs are kept, to compare predicted with real distortion.
 PROBES = 256
+#: Of groups with more than so many outputs an input only the diagonal of G is kept: that of a gated feed-forward's two
+#: maps, four or five times as wide as the model, costs as much as all other moments and says the least.
+WIDE = 2
 #: Block rows of a symmetric product: with 4, ten of sixteen blocks are computed.
 GRAM_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """One group's moments. h: (n, n) float32; g: (m,) float32, all maps' rows stacked; probes: (PROBES, n) bfloat16."""
+    """One group's moments. h: (n, n) float32; fisher: (m, m) float32, all maps' rows stacked, or (0, 0); g: (m,), its
+    diagonal; probes: (PROBES, n) bfloat16."""
 
     h: Tensor
     g: Tensor
+    fisher: Tensor
     probes: Tensor
     tokens: int
 
@@ -92,6 +98,8 @@ class _Moments:
     uses: int
     h: Tensor = field(init=False)
     g: Tensor = field(init=False)
+    fisher: Tensor = field(init=False)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
     tokens: int = 0
     x: Tensor | None = None
     learning: bool = True
@@ -99,7 +107,9 @@ class _Moments:
 
     def __post_init__(self) -> None:
         self.h = torch.zeros(self.width, self.width)
-        self.g = torch.zeros(sum(self.rows))
+        outputs = sum(self.rows)
+        self.g = torch.zeros(outputs)
+        self.fisher = torch.zeros(outputs, outputs) if outputs <= WIDE * self.width else torch.zeros(0, 0)
 
     def add_input(self, x: Tensor) -> None:
         """x: (batch, context, n). Held-out contexts only leave their probes."""
@@ -112,17 +122,24 @@ class _Moments:
 
     def add_gradient(self, index: int, gradient: Tensor) -> None:
         """gradient: (batch, context, rows of map `index`)."""
-        if self.learning:
-            start = sum(self.rows[:index])
-            # Not in place: of a single float32 context this is a view of the gradient that is still on its way.
-            square = gradient.detach()[:, SKIP:].flatten(0, -2).float().square().sum(0)
-            self.g[start : start + self.rows[index]] += square
+        if not self.learning:
+            return
+        # A copy: of a single float32 context this is a view of the gradient that is still on its way.
+        flat = gradient.detach()[:, SKIP:].flatten(0, -2).float().clone()
+        start = sum(self.rows[:index])
+        self.g[start : start + self.rows[index]] += flat.square().sum(0)
+        if len(self.fisher):
+            self.gradients[index] = flat
+            if len(self.gradients) == len(self.rows):
+                add_gram(self.fisher, torch.cat([self.gradients.pop(i) for i in range(len(self.rows))], 1))
 
     def finish(self) -> GroupStatistics:
         probes = torch.cat(self.probes) if self.probes else torch.zeros(0, self.width, dtype=torch.bfloat16)
         keep = torch.linspace(0, max(len(probes) - 1, 0), min(PROBES, len(probes))).long()
-        g = self.g * (self.uses / self.tokens)
-        return GroupStatistics(self.h / self.tokens, g, probes[keep].clone(), self.tokens)
+        assert not self.gradients, "a map of the group was not used by the layer"
+        uses = self.uses / self.tokens
+        h, g, fisher = self.h / self.tokens, self.g * uses, self.fisher * uses
+        return GroupStatistics(h, g, fisher, probes[keep].clone(), self.tokens)
 
 
 def layer_groups(groups: list[Group]) -> dict[int, list[Group]]:
@@ -182,7 +199,7 @@ def measure(
         if done := [g for g in wanted if g.layer == index]:
             named = {g.name: under_way.pop(g.name).finish() for g in done}
             for name, found in named.items():
-                _refuse_nonfinite(name, found.h, found.g)
+                _refuse_nonfinite(name, found.h, found.g, found.fisher)
             cache.put(f"layer/{index}", named)
         progress("statistics", total - index, total)
     learning = gradient[: len(gradient) - held_out, SKIP:].flatten(0, 1).float()
