@@ -1,7 +1,7 @@
 """A golf's model as transformers sees it: a plain Qwen3, or, with any block, this module's own class.
 
-`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; where
-its only block is shared layers the native engine serves it too (run/architecture.py).
+`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; the
+native engine serves those too whose blocks are shared layers and n-grams (run/architecture.py).
 """
 
 from __future__ import annotations
