@@ -162,10 +162,8 @@ void set_layer(Model& model, int layer, int window, int rope) {
 std::vector<int32_t> stored_rows(const Packed& packed) {
     std::vector<int32_t> where(static_cast<size_t>(packed.rows), -1);
     for (const Chunk& chunk : packed.chunks)
-        for (int32_t r = 0; r < chunk.rows; ++r) {
-            const int32_t stored = chunk.first * kRows + r;
+        for (int32_t stored = chunk.first * kRows; stored < chunk.first * kRows + chunk.rows; ++stored)
             where[static_cast<size_t>(chunk.first * kRows + packed.place[static_cast<size_t>(stored)])] = stored;
-        }
     return where;
 }
 
@@ -357,8 +355,8 @@ void register_engine(nb::module_& m) {
         .def_prop_ro("kernel", &Model::kernel)
         .def_prop_ro("bytes", [](const Model& model) {
             const auto [maps, head] = layout_bytes(model);
-            const size_t ngrams = model.ngrams.table ? model.ngrams.table->bytes() : 0;
-            return nb::make_tuple(maps, head, (model.embedding ? model.embedding->bytes() : 0) + ngrams);
+            const auto bytes = [](const auto& table) { return table ? table->bytes() : 0; };
+            return nb::make_tuple(maps, head, bytes(model.embedding) + bytes(model.ngrams.table));
         });
     nb::class_<Product>(m, "Product")
         .def("__init__",
