@@ -79,7 +79,7 @@ def test_saliency_is_what_a_neuron_adds_and_the_least_go():
     for j in (0, 17, 63):
         gate, up = x @ mlp.gate_proj.weight[j], x @ mlp.up_proj.weight[j]
         h = gate / (1 + (-gate).exp()) * up
-        expected = float(h.abs().mean() * mlp.down_proj.weight[:, j].norm())
+        expected = (h.abs().mean() * mlp.down_proj.weight[:, j].norm()).item()
         assert float(found["model.layers.0.mlp"][j]) == pytest.approx(expected, rel=1e-4)
     keep = prune.kept(model, ids, 40)["model.layers.0.mlp"]
     values = found["model.layers.0.mlp"]
