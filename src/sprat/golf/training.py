@@ -22,7 +22,7 @@ from sprat.golf.batches import Batches
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
 from sprat.golf.noise import rounding_noise
-from sprat.golf.prune import kept, narrowed
+from sprat.golf.prune import kept, narrowed, saliency
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
@@ -173,8 +173,10 @@ class Training:
 
     def _prune(self) -> None:
         """Go on with the recipe's own feed-forwards: what matters of them, and what the optimizers know of it."""
-        read, _ = self.batches[self.step * self.recipe.accumulate * processes.count()]
-        keep = kept(self.model, read, self.recipe.inner)
+        read, _ = self.batches[self.step * self.recipe.accumulate * processes.count() + processes.rank()]
+        saliencies = saliency(self.model, read)
+        processes.average(saliencies.values())
+        keep = kept(saliencies, self.recipe.inner)
         before = dict(self.model.named_parameters())
         optimizers, means = self.optimizers, self.mean
         self._narrow()
