@@ -155,7 +155,8 @@ class Training:
         if self.rate is not None:
             (recipe.rate_weight * self.rate.bits()).backward()
         processes.average(p.grad for p in self.model.parameters() if p.grad is not None)
-        processes.average(b for b in self.model.buffers() if b.is_floating_point())
+        # What a batch moves by itself: the bias of experts.
+        processes.average(p for p in self.model.parameters() if not p.requires_grad)
         return processes.total(total)[0] / recipe.accumulate / processes.count()
 
     def _backward(self, read: Tensor, next_ids: Tensor) -> float:
