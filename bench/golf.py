@@ -173,7 +173,7 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
     base = entries[baseline]
     done = {name: entry for name, entry in entries.items() if entry["runs"]}
     order = sorted(done, key=lambda name: _mean(done[name], "bits_per_byte"))
-    head = ["recipe", "seeds", "bytes", "weights", "tokens", "before rounding", "bits a byte",
+    head = ["recipe", "seeds", "bytes", "weights", "tokens", "unrounded", "rounded", "bits a byte",
             "difference (95 % interval)", "p", "runs in"]  # fmt: skip
     lines = []
     for name in order:
@@ -185,6 +185,7 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
             f"{runs[0]['parameters']:,}",
             f"{_mean(entry, 'tokens'):,.0f}",
             spread([run["bits_per_byte_before"] for run in runs]),
+            f"{fmean(run.get('bits_per_byte_rounded', run['bits_per_byte']) for run in runs):.4f}",
             spread([run["bits_per_byte"] for run in runs]),
             *_against(base, entry, name == baseline),
             runs[0]["engine"],
@@ -210,7 +211,8 @@ def _intro(base: dict[str, Any], name: str) -> str:
         f"Each was trained for {amount} on {base['threads']} thread{'s'[: base['threads'] > 1]} from "
         f"{text['documents']} documents ({format_bytes(text['bytes'])}) and scored, as the whole file that it ends "
         f"in, on {held['documents']} others ({format_bytes(held['bytes'])}). Bits a byte: mean and standard deviation "
-        "over seeds, of the weights before rounding, through torch, and of the file. The difference to "
+        "over seeds, of the weights before rounding (through torch) and of the file, and the mean of what rounding "
+        "gave before healing. The difference to "
         f"{name} is below zero where the "
         "recipe is better: its interval is over documents, paired, of the mean of the seeds; p is Welch's, over seeds."
     )

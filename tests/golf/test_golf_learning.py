@@ -79,9 +79,9 @@ def test_saliency_is_what_a_neuron_adds_and_the_least_go():
     for j in (0, 17, 63):
         gate, up = x @ mlp.gate_proj.weight[j], x @ mlp.up_proj.weight[j]
         h = gate / (1 + (-gate).exp()) * up
-        expected = float(h.abs().mean() * mlp.down_proj.weight[:, j].norm())
+        expected = (h.abs().mean() * mlp.down_proj.weight[:, j].norm()).item()
         assert float(found["model.layers.0.mlp"][j]) == pytest.approx(expected, rel=1e-4)
-    keep = prune.kept(model, ids, 40)["model.layers.0.mlp"]
+    keep = prune.kept(found, 40)["model.layers.0.mlp"]
     values = found["model.layers.0.mlp"]
     gone = sorted(set(range(64)) - set(keep.tolist()))
     assert keep.tolist() == sorted(keep.tolist()) and values[gone].max() <= values[keep].min()
@@ -95,7 +95,7 @@ def test_what_is_pruned_is_as_if_its_neurons_were_zero_and_momentum_stays():
         t.advance()
     assert t.inner == 64 and t.share == 0.5
     read, _ = t.batches[t.step]
-    keep = prune.kept(t.model, read, 40)
+    keep = prune.kept(prune.saliency(t.model, read), 40)
     moment = t.optimizers[0].state[t.model.model.layers[1].mlp.down_proj.weight]["momentum"].clone()
     wide = t.model
     with torch.no_grad():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
 from sprat.errors import RecipeError
+from sprat.progress import silent
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -64,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting of the recipe",
     )
+    train.add_argument(
+        "--teacher", type=Path, metavar="FILE", help="a .sprat with the same tokenizer to learn from as well"
+    )
     train.set_defaults(golf_execute=_train, parser=train)
 
     score = verbs.add_parser("score", help="bits per byte of a file on text")
@@ -86,6 +91,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stride", type=whole, metavar="N", help="sliding windows, N tokens apart (default: side by side)"
     )
     score.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
+    score.add_argument(
+        "--code", action="store_true", help="say too how many bytes of code running the file takes"
+    )
     score.set_defaults(golf_execute=_score, parser=score)
 
     compare = verbs.add_parser(
@@ -138,9 +146,13 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     given = settings(arguments.settings)
+    from sprat.golf import processes
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
 
+    if arguments.teacher:
+        given["teacher"] = str(arguments.teacher)
+    processes.begin()
     recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     _use(arguments.threads)
 
@@ -152,7 +164,8 @@ def _train(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
 
-    with terminal.bars() as progress:
+    first = processes.rank() == 0
+    with terminal.bars() if first else nullcontext(silent) as progress:
         result = golf(
             recipe,
             arguments.text,
@@ -164,9 +177,11 @@ def _train(arguments: argparse.Namespace) -> None:
             validation=arguments.validation,
             resume=arguments.resume,
             progress=progress,
-            watch=watch,
+            watch=watch if first else lambda point, bits: None,
         )
-    _show(arguments.out, result)
+    processes.end()
+    if first:
+        _show(arguments.out, result)
 
 
 def _show(out: Path, result: dict[str, Any]) -> None:
@@ -184,6 +199,7 @@ def _show(out: Path, result: dict[str, Any]) -> None:
                 f"{row['tokens']:,}",
                 f"{row['seconds']:.0f} s",
                 f"{row['bits_per_byte_before']:.4f}",
+                f"{row['bits_per_byte_rounded']:.4f}",
                 f"{row['bits_per_byte']:.4f}",
             )
         )
@@ -196,13 +212,15 @@ def _show(out: Path, result: dict[str, Any]) -> None:
         "bits each",
         "tokens",
         "trained",
-        "before",
+        "unrounded",
+        "rounded",
         "bits a byte",
     )
     console.print(terminal.table(columns, rows))
     console.print(
-        f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from; before: "
-        f"unrounded, through torch; every figure is in {out.with_suffix('.json')}",
+        f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from, in bits "
+        "a byte: of the weights before rounding (through torch), rounded, and rounded and healed, which is the file; "
+        f"every figure is in {out.with_suffix('.json')}",
         markup=False,
         soft_wrap=True,
     )
@@ -233,6 +251,16 @@ def _score(arguments: argparse.Namespace) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if arguments.code:
+        from sprat.golf.code import code
+
+        needed = code(arguments.file)
+        console.print(
+            f"{needed.nbytes:,} bytes of code run it: {needed.files} files of sprat; not counted: Python, "
+            + ", ".join(needed.others),
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _compare(arguments: argparse.Namespace) -> None:

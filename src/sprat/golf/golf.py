@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,14 +77,15 @@ def golf(
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
     game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
+    found = result(game, runs)
     finished = _finished(game, out) if resume else {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
         row = finished.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
         runs.append(row)
         found = result(game, runs)
-        write_whole(out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False))
+        if processes.rank() == 0:
+            write_whole(out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False))
     return found
 
 
@@ -141,8 +143,16 @@ def play(
         return {}
     model = training.result()
     before = score.score_model(model, recipe.context, tokenizer, given.validation, progress=progress)
-    fitted = finish.into_cap(model, recipe, tokenizer, game.cap, out, given.train, seed, progress)
-    after = score.score_file(out, given.validation, threads=torch.get_num_threads(), progress=progress)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as root:
+        unhealed = Path(root) / out.name
+        fitted = finish.into_cap(
+            model, recipe, tokenizer, game.cap, out, given.train, seed, progress, unhealed
+        )
+        after = score.score_file(out, given.validation, threads=threads, progress=progress)
+        rounded = after
+        if unhealed.exists():
+            rounded = score.score_file(unhealed, given.validation, threads=threads, progress=progress)
     checkpoint.remove()
     _teachers(out).unlink(missing_ok=True)
     return {
@@ -164,6 +174,7 @@ def play(
         },
         "bits_per_byte": after.bits_per_byte,
         "bits_per_byte_before": before.bits_per_byte,
+        "bits_per_byte_rounded": rounded.bits_per_byte,
         "engine": after.engine,
         "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
         "level": fitted and fitted.level,

@@ -1,7 +1,7 @@
 """A golf's model as transformers sees it: a plain Qwen3, or, with any block, this module's own class.
 
-`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; where
-its only block is shared layers the native engine serves it too (run/architecture.py).
+`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; the
+native engine serves those too whose blocks are shared layers and n-grams (run/architecture.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sprat.errors import RequestError

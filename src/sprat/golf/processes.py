@@ -40,9 +40,9 @@ def rank() -> int:
 
 def average(tensors: Iterable[Tensor]) -> None:
     """In place, over all processes."""
-    if count() == 1:
-        return
     whole = list(tensors)
+    if count() == 1 or not whole:
+        return
     flat = torch.cat([tensor.detach().flatten().double() for tensor in whole])
     distributed.all_reduce(flat)
     flat /= count()

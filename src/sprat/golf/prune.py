@@ -38,9 +38,9 @@ def saliency(model: Decoder, ids: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def kept(model: Decoder, ids: Tensor, inner: int) -> dict[str, Tensor]:
+def kept(saliencies: Mapping[str, Tensor], inner: int) -> dict[str, Tensor]:
     """Name of each feed-forward -> the places of its `inner` neurons of the most saliency, ascending."""
-    return {name: values.topk(inner).indices.sort().values for name, values in saliency(model, ids).items()}
+    return {name: values.topk(inner).indices.sort().values for name, values in saliencies.items()}
 
 
 def narrowed(name: str, tensor: Tensor, keep: Mapping[str, Tensor]) -> Tensor:

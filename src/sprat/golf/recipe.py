@@ -178,8 +178,12 @@ class Recipe:
              '"int8-zlib" with squared ReLU, which the engine does not serve'),
             ("finish", self.finish == "waterlevel" or self.weights == "real",
              '"waterlevel" with ternary or binary weights, which 8-bit rows would only make larger'),
+            ("rate_term", self.rate_term == 0 or self.weights == "real",
+             "0 with ternary or binary weights, whose bits no training changes"),
             ("noise", self.noise == 0 or self.weights == "real",
              "0 with ternary or binary weights, which are trained as they are rounded"),
+            ("rate_term", self.rate_term == 0 or self.weights == "real", "0 with ternary or binary weights"),
+            ("prune_from", self.prune_from == 0 or self.experts == 0, "0 with experts"),
         ]  # fmt: skip
         for name, fine, allowed in rules:
             if not fine:

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sprat.coding import container
 from sprat.errors import SourceError, SpratError
 from sprat.golf import int8
 from sprat.run.model import to_torch
 from sprat.run.tokenizer import open_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: ids (batch, context) int64 -> logits (batch, context, vocabulary)
 Teacher = Callable[[Tensor], Tensor]

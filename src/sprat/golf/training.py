@@ -22,7 +22,7 @@ from sprat.golf.batches import Batches
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
 from sprat.golf.noise import rounding_noise
-from sprat.golf.prune import kept, narrowed
+from sprat.golf.prune import kept, narrowed, saliency
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
@@ -155,7 +155,8 @@ class Training:
         if self.rate is not None:
             (recipe.rate_weight * self.rate.bits()).backward()
         processes.average(p.grad for p in self.model.parameters() if p.grad is not None)
-        processes.average(b for b in self.model.buffers() if b.is_floating_point())
+        # What a batch moves by itself: the bias of experts.
+        processes.average(p for p in self.model.parameters() if not p.requires_grad)
         return processes.total(total)[0] / recipe.accumulate / processes.count()
 
     def _backward(self, read: Tensor, next_ids: Tensor) -> float:
@@ -173,8 +174,10 @@ class Training:
 
     def _prune(self) -> None:
         """Go on with the recipe's own feed-forwards: what matters of them, and what the optimizers know of it."""
-        read, _ = self.batches[self.step * self.recipe.accumulate * processes.count()]
-        keep = kept(self.model, read, self.recipe.inner)
+        read, _ = self.batches[self.step * self.recipe.accumulate * processes.count() + processes.rank()]
+        saliencies = saliency(self.model, read)
+        processes.average(saliencies.values())
+        keep = kept(saliencies, self.recipe.inner)
         before = dict(self.model.named_parameters())
         optimizers, means = self.optimizers, self.mean
         self._narrow()
