@@ -34,6 +34,8 @@ from sprat.source.maps import groups, head, tables
 
 #: Bits a weight beyond which a finer level changes nothing that can be measured.
 FINEST = 8
+#: Bits a weight of the coarsest level that a fit takes, more rather than less: what is too small is refused at once.
+COARSEST = 0.35
 #: Bits a weight that maps take which were trained as integers, about.
 TRAINED_BITS = {"ternary": 1.6, "binary": 1.02}
 #: Bytes that the config as transformers writes it and the provenance take beyond the bare config.
@@ -81,11 +83,11 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
     scales = _scales(recipe, tokenizer.get_vocab_size())
     fixed += scales * 7 // 8 + 4096 + scales // 32 + PROVENANCE
     if recipe.weights == "real":
-        return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
+        return Weighed(fixed, weights, round(1.01 * (fixed + weights * COARSEST / 8)))
     # Integers that are trained take their bits at every level.
     settled = sum(m.weight.numel() for m in model.modules() if isinstance(m, bitlinear.BitLinear))
     fixed += round(settled * TRAINED_BITS[recipe.weights] / 8)
-    return Weighed(fixed, weights - settled, round(1.01 * (fixed + (weights - settled) * 0.02 / 8)))
+    return Weighed(fixed, weights - settled, round(1.01 * (fixed + (weights - settled) * COARSEST / 8)))
 
 
 def _scales(recipe: Recipe, vocabulary: int) -> int:
