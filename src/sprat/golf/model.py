@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.golf.recipe import Recipe
+from sprat.search.maps import begin, head, install
 
 THETA = 10000.0
 EPS = 1e-6
@@ -115,6 +116,8 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(vocabulary, recipe.width)
         self.layers = nn.ModuleList(Layer(recipe) for _ in range(recipe.layers))
         self.norm = Norm(recipe.width)
+        if recipe.equation:
+            install(self, recipe.equation)
 
 
 class Decoder(nn.Module):
@@ -134,6 +137,7 @@ class Decoder(nn.Module):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 deviation *= 0.02  # every layer begins near the identity
             nn.init.normal_(parameter, std=deviation, generator=generator)
+        begin(self, generator)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, context) int64 -> logits (batch, context, vocabulary)."""
@@ -141,7 +145,7 @@ class Decoder(nn.Module):
         rope = rotations(ids.shape[1], self.size, ids.device)
         for layer in self.model.layers:
             h = layer(h, rope)
-        return F.linear(self.model.norm(h), self.model.embed_tokens.weight)
+        return head(self.model.embed_tokens, self.model.norm(h))
 
 
 def rotations(context: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

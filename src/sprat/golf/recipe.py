@@ -9,6 +9,8 @@ from typing import Any
 
 from sprat import recipe as fits
 from sprat.errors import RecipeError
+from sprat.search.equation import Space
+from sprat.search.network import parse
 
 #: The tokenizer's smallest and largest vocabulary: 256 bytes and the document mark, 16k.
 VOCABULARY = (257, 16384)
@@ -37,6 +39,9 @@ class Recipe:
     """Feed-forward: "swiglu" (three maps), or "relu2", squared ReLU (two maps)."""
     context: int = 256
     """Tokens that a position sees, in training and afterwards."""
+    equation: str = ""
+    """How the maps get their weights from fewer numbers: a formula of search/grammar.py, such as "monarch(8)"; empty
+    for dense maps, which are stored as they are."""
 
     batch: int = 8
     """Contexts in a micro-batch."""
@@ -105,6 +110,14 @@ class Recipe:
                     f"golf recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"
                 )
         self.fit_recipe()
+        if self.equation:
+            kv = self.kv_heads * self.width // self.heads
+            sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
+                     "down": (self.width, self.inner)}  # fmt: skip
+            equation = parse(self.equation)
+            for name, (rows, columns) in sides.items():
+                equation.term(name).check(Space(rows, columns, self.layers))
+            equation.embedding.check(Space(VOCABULARY[0], self.width))
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""
