@@ -8,9 +8,10 @@ import torch
 from small import recipe
 from transformers import AutoConfig, Qwen3ForCausalLM
 
-from sprat.golf.model import Decoder, config
+from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon, orthogonal
 from sprat.golf.noise import rounding_noise
+from sprat.golf.pretrained import config
 
 
 def random_model(**settings) -> Decoder:

@@ -21,14 +21,21 @@ from sprat.coding.tokenizer import pack
 from sprat.errors import BudgetError, SourceError
 from sprat.fit import FitResult, fit
 from sprat.golf import int8, words
-from sprat.golf.model import Decoder, config
+from sprat.golf.blocks import bitlinear
+from sprat.golf.model import Decoder
+from sprat.golf.pretrained import GolfConfig, GolfForCausalLM, config
 from sprat.golf.recipe import Recipe
 from sprat.level.search import AIM
+from sprat.level.targets import shapes
 from sprat.progress import Progress, silent
+from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, format_bytes
+from sprat.source.maps import groups, head, tables
 
 #: Bits a weight beyond which a finer level changes nothing that can be measured.
 FINEST = 8
+#: Bits a weight that maps take which were trained as integers, about.
+TRAINED_BITS = {"ternary": 1.6, "binary": 1.02}
 #: Bytes that the config as transformers writes it and the provenance take beyond the bare config.
 PROVENANCE = 1600
 #: Calibration reads at most so many characters of the training documents, evenly spread.
@@ -71,11 +78,21 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
     )
     # As sprat.job counts them: seven bits for each scale and class, tables; what transformers adds to a config, and
     # where the file says it comes from.
-    kv = recipe.kv_heads * recipe.width // recipe.heads
-    scales = model.model.embed_tokens.num_embeddings + recipe.width
-    scales += recipe.layers * (6 * recipe.width + 2 * kv + 3 * recipe.inner)
+    scales = _scales(recipe, tokenizer.get_vocab_size())
     fixed += scales * 7 // 8 + 4096 + scales // 32 + PROVENANCE
-    return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
+    if recipe.weights == "real":
+        return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
+    # Integers that are trained take their bits at every level.
+    settled = sum(m.weight.numel() for m in model.modules() if isinstance(m, bitlinear.BitLinear))
+    fixed += round(settled * TRAINED_BITS[recipe.weights] / 8)
+    return Weighed(fixed, weights - settled, round(1.01 * (fixed + (weights - settled) * 0.02 / 8)))
+
+
+def _scales(recipe: Recipe, vocabulary: int) -> int:
+    """Row and column scales of everything that will be rounded."""
+    whole = GolfForCausalLM(GolfConfig(**config(recipe, vocabulary, 0))).eval()
+    ends = [tuple(table.weight.shape) for table in tables(whole).values()]
+    return sum(map(sum, [*shapes(layer_groups(groups(whole)), head(whole)), *ends]))
 
 
 def refuse_impossible(cap: int, weighed: Weighed, recipe: Recipe, tokens: int) -> None:
@@ -119,7 +136,8 @@ def into_cap(
             )
         container.Assembled((data,), Ledger((Line(out.name, "file", len(data)),))).save(out)
         return None
-    finest = weigh(model, recipe, tokenizer).fixed + sum(p.numel() for p in model.parameters()) * FINEST // 8
+    weighed = weigh(model, recipe, tokenizer)
+    finest = weighed.fixed + weighed.weights * FINEST // 8
     original = 2 * sum(p.numel() for p in model.parameters())
     budget = min(cap, finest, original)
     with tempfile.TemporaryDirectory() as root:
@@ -146,7 +164,7 @@ def save_folder(model: Decoder, recipe: Recipe, tokenizer: Tokenizer, folder: Pa
     settings: dict[str, Any] = config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer))
     (folder / "config.json").write_text(json.dumps(settings))
     save_file(
-        {name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
+        {name: w.contiguous() for name, w in bitlinear.stored(model).items()}, folder / "model.safetensors"
     )
     for name, data in words.files(tokenizer).items():
         (folder / name).write_bytes(data)

@@ -6,17 +6,23 @@
 
 norm: RMSNorm (arXiv 1910.07467); rope: rotary positions (2104.09864); grouped-query attention (2305.13245); norms of
 queries and keys as in Qwen3 (2505.09388); swiglu: 2002.05202; squared ReLU: Primer (2109.08668). The head is the
-embedding. With "swiglu" the weights are a `Qwen3ForCausalLM`, exactly, and so the engine serves them.
+embedding. With "swiglu" the weights are a `Qwen3ForCausalLM`, exactly, and so the engine serves them. What else a
+recipe may ask for stands in blocks/, a file each; a model that has any of it is golf/pretrained.py's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprat.golf.blocks.bitlinear import linear
+from sprat.golf.blocks.delta import DeltaMemory
+from sprat.golf.blocks.experts import Experts
+from sprat.golf.blocks.ngrams import NgramEmbedding
+from sprat.golf.blocks.sharing import owners
 from sprat.golf.recipe import Recipe
 from sprat.search.maps import begin, head, install
 
@@ -27,14 +33,15 @@ SHORT = 512
 
 
 class Norm(nn.Module):
-    """RMSNorm in float32 over the last axis."""
+    """RMSNorm over the last axis, computed in float32, given in the type of its weights."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, EPS)
+        weight = self.weight
+        return F.rms_norm(x.float(), weight.shape, weight.float(), EPS).to(weight.dtype)
 
 
 class Attention(nn.Module):
@@ -44,10 +51,10 @@ class Attention(nn.Module):
         super().__init__()
         width, self.heads, self.kv_heads = recipe.width, recipe.heads, recipe.kv_heads
         self.size = width // recipe.heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, self.kv_heads * self.size, bias=False)
-        self.v_proj = nn.Linear(width, self.kv_heads * self.size, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = linear(width, width, recipe.weights)
+        self.k_proj = linear(width, self.kv_heads * self.size, recipe.weights)
+        self.v_proj = linear(width, self.kv_heads * self.size, recipe.weights)
+        self.o_proj = linear(width, width, recipe.weights)
         self.q_norm, self.k_norm = Norm(self.size), Norm(self.size)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -85,23 +92,39 @@ class FeedForward(nn.Module):
     def __init__(self, recipe: Recipe):
         super().__init__()
         if recipe.activation == "swiglu":
-            self.gate_proj = nn.Linear(recipe.width, recipe.inner, bias=False)
-        self.up_proj = nn.Linear(recipe.width, recipe.inner, bias=False)
-        self.down_proj = nn.Linear(recipe.inner, recipe.width, bias=False)
+            self.gate_proj = linear(recipe.width, recipe.inner, recipe.weights)
+        self.up_proj = linear(recipe.width, recipe.inner, recipe.weights)
+        self.down_proj = linear(recipe.inner, recipe.width, recipe.weights)
         self.gated = recipe.activation == "swiglu"
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up_proj(x)
-        return self.down_proj(F.silu(self.gate_proj(x)) * up if self.gated else F.relu(up).square())
+        if self.gated:
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.relu(self.up_proj(x)).square())
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual stream in float32."""
+    """Attention and feed-forward, or what the recipe has in their place, each behind a norm and beside a residual
+    stream in float32. index: among the stored layers; owner: the layer whose maps this one uses."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, index: int, owner: Layer | None = None):
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = Norm(recipe.width), Norm(recipe.width)
-        self.self_attn, self.mlp = Attention(recipe), FeedForward(recipe)
+        if owner is not None:
+            # Not registered, so that a map has one name.
+            object.__setattr__(self, "self_attn", owner.self_attn)
+            object.__setattr__(self, "mlp", owner.mlp)
+            return
+        remembers = recipe.memory == "delta" and index % recipe.memory_every == 0
+        self.self_attn = (
+            DeltaMemory(recipe.width, recipe.heads, recipe.weights) if remembers else Attention(recipe)
+        )
+        feed_forward = partial(FeedForward, recipe)
+        self.mlp = (
+            Experts(recipe.width, recipe.experts, recipe.chosen, recipe.balance, feed_forward)
+            if recipe.experts
+            else feed_forward()
+        )
 
     def forward(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), rope)
@@ -113,11 +136,30 @@ class Trunk(nn.Module):
 
     def __init__(self, recipe: Recipe, vocabulary: int):
         super().__init__()
+        self.size = recipe.width // recipe.heads
         self.embed_tokens = nn.Embedding(vocabulary, recipe.width)
-        self.layers = nn.ModuleList(Layer(recipe) for _ in range(recipe.layers))
+        if recipe.ngrams:
+            self.embed_ngrams = NgramEmbedding(
+                recipe.ngrams, recipe.ngram_width or recipe.width, recipe.ngram_order
+            )
+        self.layers = nn.ModuleList()
+        stored = 0
+        for use, owner in enumerate(owners(recipe.shared, recipe.layers, recipe.loops)):
+            self.layers.append(Layer(recipe, stored, None if owner == use else self.layers[owner]))  # type: ignore[arg-type]
+            stored += owner == use
         self.norm = Norm(recipe.width)
         if recipe.equation:
             install(self, recipe.equation)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: (batch, context) int64 -> what the head reads, (batch, context, width)."""
+        h = self.embed_tokens(ids).float()
+        if hasattr(self, "embed_ngrams"):
+            h = self.embed_ngrams.added_to(h, ids)
+        rope = rotations(ids.shape[1], self.size, ids.device)
+        for layer in self.layers:
+            h = layer(h, rope)
+        return self.norm(h)
 
 
 class Decoder(nn.Module):
@@ -126,7 +168,6 @@ class Decoder(nn.Module):
     def __init__(self, recipe: Recipe, vocabulary: int, seed: int = 0):
         super().__init__()
         self.model = Trunk(recipe, vocabulary)
-        self.size = recipe.width // recipe.heads
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -134,6 +175,8 @@ class Decoder(nn.Module):
             deviation = parameter.shape[1] ** -0.5
             if name.endswith("embed_tokens.weight"):
                 deviation = 0.02
+            elif name.endswith("embed_ngrams.weight"):
+                deviation = 0.0
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 deviation *= 0.02  # every layer begins near the identity
             nn.init.normal_(parameter, std=deviation, generator=generator)
@@ -141,11 +184,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, context) int64 -> logits (batch, context, vocabulary)."""
-        h = self.model.embed_tokens(ids)
-        rope = rotations(ids.shape[1], self.size, ids.device)
-        for layer in self.model.layers:
-            h = layer(h, rope)
-        return head(self.model.embed_tokens, self.model.norm(h))
+        return head(self.model.embed_tokens, self.model(ids))
 
 
 def rotations(context: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -160,25 +199,3 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """x: (batch, heads, context, size)."""
     a, b = x.chunk(2, dim=-1)
     return x * rope[0] + torch.cat([-b, a], dim=-1) * rope[1]
-
-
-def config(recipe: Recipe, vocabulary: int, mark: int) -> dict[str, Any]:
-    """The config.json of a Qwen3 of this shape."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": vocabulary,
-        "hidden_size": recipe.width,
-        "intermediate_size": recipe.inner,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "num_key_value_heads": recipe.kv_heads,
-        "head_dim": recipe.width // recipe.heads,
-        "max_position_embeddings": recipe.context,
-        "rope_theta": THETA,
-        "rms_norm_eps": EPS,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": mark,
-        "eos_token_id": mark,
-    }

@@ -9,6 +9,10 @@ from typing import Any
 
 from sprat import recipe as fits
 from sprat.errors import RecipeError
+from sprat.golf.blocks.bitlinear import WEIGHTS
+from sprat.golf.blocks.delta import MEMORIES
+from sprat.golf.blocks.ngrams import ORDERS
+from sprat.golf.blocks.sharing import SHARED
 from sprat.search.equation import Space
 from sprat.search.network import parse
 
@@ -39,6 +43,31 @@ class Recipe:
     """Feed-forward: "swiglu" (three maps), or "relu2", squared ReLU (two maps)."""
     context: int = 256
     """Tokens that a position sees, in training and afterwards."""
+
+    # Building blocks (golf/blocks/).
+    shared: str = "none"
+    """Stored layers that are run through `loops` times: "none", "all", or "middle", all but the first and the last."""
+    loops: int = 1
+    """How often shared layers are run through, each time behind norms of their own."""
+    ngrams: int = 0
+    """Rows of a table of hashed n-gram embeddings, added to the token's; 0 for none."""
+    ngram_width: int = 0
+    """Columns of that table, added to the first of the width; 0 for all."""
+    ngram_order: int = 2
+    """2 for pairs of tokens, 3 for pairs and triples."""
+    weights: str = "real"
+    """Of the layers' maps: "real", or "ternary" or "binary", trained and stored as such."""
+    memory: str = "none"
+    """In the place of attention: "delta", the gated delta rule, in every `memory_every`-th stored layer from the
+    first on; "none" for attention everywhere."""
+    memory_every: int = 2
+    """1 for all layers."""
+    experts: int = 0
+    """Feed-forwards a layer, each `inner` wide, among which a router chooses; 0 for a single one."""
+    chosen: int = 1
+    """Experts that a token goes through."""
+    balance: float = 0.001
+    """By how much a batch moves the bias of an expert that has more or less than its share of tokens."""
     equation: str = ""
     """How the maps get their weights from fewer numbers: a formula of search/grammar.py, such as "monarch(8)"; empty
     for dense maps, which are stored as they are."""
@@ -87,6 +116,22 @@ class Recipe:
             ("inner", 1 <= self.inner <= 65536, "1 to 65536"),
             ("activation", self.activation in ("swiglu", "relu2"), '"swiglu" or "relu2"'),
             ("context", 16 <= self.context <= 65536, "16 to 65536"),
+            ("shared", self.shared in SHARED, "one of " + ", ".join(SHARED)),
+            ("loops", 1 <= self.loops <= 64, "1 to 64"),
+            ("loops", (self.loops > 1) == (self.shared != "none"), "above 1 where layers are shared, else 1"),
+            ("layers", self.shared != "middle" or self.layers >= 3, 'at least 3 with shared = "middle"'),
+            ("ngrams", 0 <= self.ngrams <= 1 << 22, "0 to 4194304"),
+            ("ngram_width", 0 <= self.ngram_width <= self.width, "0 (all) to width"),
+            ("ngram_order", self.ngram_order in ORDERS, "2 or 3"),
+            ("weights", self.weights in WEIGHTS, "one of " + ", ".join(WEIGHTS)),
+            ("memory", self.memory in MEMORIES, "one of " + ", ".join(MEMORIES)),
+            ("memory_every", 1 <= self.memory_every <= 256, "1 to 256"),
+            ("experts", self.experts == 0 or 2 <= self.experts <= 64, "0, or 2 to 64"),
+            ("chosen", 1 <= self.chosen <= max(1, self.experts - 1), "at least 1 and fewer than experts"),
+            ("balance", 0 <= self.balance <= 1, "0 to 1"),
+            ("equation", not self.equation or
+             (self.shared, self.memory, self.experts, self.weights) == ("none", "none", 0, "real"),
+             "empty beside shared layers, memory, experts and trained integers"),
             ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
             ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
             ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
@@ -103,6 +148,10 @@ class Recipe:
             ("finish", self.finish in ("waterlevel", "int8-zlib"), '"waterlevel" or "int8-zlib"'),
             ("finish", self.finish == "int8-zlib" or self.activation == "swiglu",
              '"int8-zlib" with squared ReLU, which the engine does not serve'),
+            ("finish", self.finish == "waterlevel" or self.weights == "real",
+             '"waterlevel" with ternary or binary weights, which 8-bit rows would only make larger'),
+            ("noise", self.noise == 0 or self.weights == "real",
+             "0 with ternary or binary weights, which are trained as they are rounded"),
         ]  # fmt: skip
         for name, fine, allowed in rules:
             if not fine:
@@ -121,7 +170,8 @@ class Recipe:
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""
-        return fits.Recipe.from_dict({"context": min(256, self.context), **self.fit})
+        own = {} if self.weights == "real" else {"method": "kept"}
+        return fits.Recipe.from_dict({"context": min(256, self.context), **own, **self.fit})
 
     @property
     def step_tokens(self) -> int:

@@ -55,21 +55,21 @@ class Training:
         self.noise_bits = 8.0
         self.model = Decoder(recipe, vocabulary, seed)
         named = dict(self.model.named_parameters())
-        embedding = named.pop("model.embed_tokens.weight")
+        embeddings = [named.pop(name) for name in [*named] if "embed" in name]
         self.matrices = [p for p in named.values() if p.ndim == 2]
         vectors = [p for p in named.values() if p.ndim == 1]
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(self.matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay),
             torch.optim.AdamW(
                 [
-                    {"params": [embedding], "lr": recipe.embedding_rate, "weight_decay": recipe.weight_decay},
+                    {"params": embeddings, "lr": recipe.embedding_rate, "weight_decay": recipe.weight_decay},
                     {"params": vectors, "lr": recipe.vector_rate, "weight_decay": 0.0},
                 ],
                 betas=(0.9, 0.95),
                 eps=1e-10,
             ),
         ]
-        self.rounded = [embedding, *self.matrices]
+        self.rounded = [*embeddings, *self.matrices]
         self.full_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.mean = [p.detach().clone() for p in self.model.parameters()] if recipe.ema else []
         self.step, self.seconds = 0, 0.0

@@ -57,10 +57,10 @@ def components(targets: Targets, recipe: Recipe, progress: Progress = silent) ->
     """Of all targets, layer by layer: an eigendecomposition of each one's metric."""
     logs: dict[int, float] = {}
     total = len(targets.layers()) + 1
-    for index in targets.layers():
+    for number, index in enumerate(targets.layers(), 1):
         for target in targets.layer(index):
             _count(logs, target, recipe)
-        progress("rate-distortion bound", index + 1, total)
+        progress("rate-distortion bound", number, total)
     for target in targets.embeddings():
         _count(logs, target, recipe)
     progress("rate-distortion bound", total, total)

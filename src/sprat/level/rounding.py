@@ -36,10 +36,10 @@ class Rounded:
 def spreads(targets: Targets, level: float, recipe: Recipe, progress: Progress = silent) -> list[Spread]:
     """What `level.predict` needs, from one pass over the targets that a level changes."""
     out = []
-    for index in targets.layers() if recipe.method not in SETTLED else ():
+    for done, index in enumerate(targets.layers() if recipe.method not in SETTLED else (), 1):
         for target in targets.layer(index):
             out.append(_spread(targets, target, level, recipe))
-        progress("step sizes", index + 1, len(targets.layers()))
+        progress("step sizes", done, len(targets.layers()))
     out.extend(_spread(targets, target, level, recipe) for target in targets.embeddings())
     return out
 
@@ -57,10 +57,10 @@ def round_layers(
     """Round every target of the layers on the statistics of the original model."""
     done = Rounded({}, entropy.Counts.none())
     threads = torch.get_num_threads()
-    for index in targets.layers():
+    for number, index in enumerate(targets.layers(), 1):
         for target in targets.layer(index):
             round_target(done, target, level, recipe, tables, threads, targets.factor(target))
-        progress("rounding", index + 1, len(targets.layers()) + 1)
+        progress("rounding", number, len(targets.layers()) + 1)
     return done
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sprat.coding import entropy
 from sprat.coding.tensors import Stored
+from sprat.errors import SpratError
 from sprat.level.rounding import Rounded, round_target
 from sprat.level.targets import Target, Targets
 from sprat.progress import Progress, silent
@@ -42,6 +43,10 @@ def round_sequentially(
     Peak memory: one more copy of the model and two
     boundaries of hidden states.
     """
+    if any(len(group.uses) > 1 for groups in targets.by_layer.values() for group in groups):
+        raise SpratError(
+            "sequential rounding is not for layers that share their maps: set sequential = false"
+        )
     original = targets.source.model
     working = copy.deepcopy(original)
     done = Rounded({}, entropy.Counts.none())

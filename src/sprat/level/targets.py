@@ -14,9 +14,9 @@ from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.embedding import embedding_metric
 from sprat.sense.shrink import shrink, upper_factor
-from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
+from sprat.sense.statistics import GroupStatistics, HeadStatistics, TableStatistics, layer_groups
 from sprat.source.load import Source
-from sprat.source.maps import Group, Head, Map, groups, head
+from sprat.source.maps import Group, Head, Map, groups, head, tables
 
 #: Share of the machine's memory that factors may take between the files that a search builds.
 FACTOR_SHARE = 0.1
@@ -57,6 +57,7 @@ class Targets:
         self.source, self.cache, self.recipe = source, cache, recipe
         self.by_layer = layer_groups(groups(source.model))
         self.head = head(source.model)
+        self.tables = tables(source.model)
         self._factors: dict[str, Tensor] = {}
         self._room = int(FACTOR_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
@@ -99,14 +100,27 @@ class Targets:
         return out
 
     def embeddings(self) -> list[Target]:
-        """The embedding (tied), or the input and the output one."""
+        """The embedding (tied), or the input and the output one; then tables that are read beside it."""
         found: HeadStatistics = self.cache.get("head", HeadStatistics)["head"]
+        beside = [self._table(found, name) for name in self.tables]
         if self.head.tied:
-            return [self._embedding(found, "tied", self.head.input_name, self.head.input)]
+            return [self._embedding(found, "tied", self.head.input_name, self.head.input), *beside]
         return [
             self._embedding(found, "input", self.head.input_name, self.head.input),
             self._embedding(found, "output", self.head.output_name, self.head.output),
+            *beside,
         ]
+
+    def _table(self, found: HeadStatistics, name: str) -> Target:
+        """A table whose rows are added to the first columns of the token's: its role is the input embedding's."""
+        frequency = self.cache.get("tables", TableStatistics)[name].frequency
+        floor, w = self.recipe.vocabulary_floor, self.tables[name].weight.detach().float()
+        g = (1 - floor) * frequency + floor * frequency.mean()
+        h = shrink(found.f[: w.shape[1], : w.shape[1]], found.tokens, self.recipe.shrinkage)
+        none = torch.zeros(0, w.shape[1])
+        return Target(
+            name.removesuffix(".weight"), (name,), (len(w),), False, w, h, g, none, found.tokens, None
+        )
 
     def _embedding(self, found: HeadStatistics, role: str, name: str, module: torch.nn.Module) -> Target:
         h, g = embedding_metric(found, role, self.recipe.vocabulary_floor, self.recipe.shrinkage)
@@ -121,11 +135,13 @@ class Targets:
 
     def embedding_names(self) -> frozenset[str]:
         """Names of what `embeddings` gives."""
-        return frozenset(n.removesuffix(".weight") for n in (self.head.input_name, self.head.output_name))
+        ends = (self.head.input_name, self.head.output_name, *self.tables)
+        return frozenset(name.removesuffix(".weight") for name in ends)
 
     def shapes(self) -> list[tuple[int, int]]:
         """(rows, columns) of every target."""
-        return shapes(self.by_layer, self.head)
+        beside = [(table.num_embeddings, table.embedding_dim) for table in self.tables.values()]
+        return [*shapes(self.by_layer, self.head), *beside]
 
     def vectors(self, embeddings: bool = True) -> int:
         """Rows and columns of all targets, or of the layers': the scales and classes that a file keeps."""
@@ -133,8 +149,9 @@ class Targets:
         layers = sum(len(gs) for gs in self.by_layer.values())
         return sum(map(sum, shapes if embeddings else shapes[:layers]))
 
-    def layers(self) -> range:
-        return range(len(self.by_layer))
+    def layers(self) -> list[int]:
+        """The decoder layers that have maps of their own."""
+        return sorted(self.by_layer)
 
     def all(self) -> Iterator[Target]:
         for index in self.layers():
@@ -144,7 +161,7 @@ class Targets:
     def dense(self) -> dict[str, Entry]:
         """Everything that is not rounded: norms, biases, position embeddings, small buffers of the checkpoint."""
         rounded = {m.name for g in self.by_layer.values() for group in g for m in group.maps}
-        rounded |= {self.head.input_name, self.head.output_name}
+        rounded |= {self.head.input_name, self.head.output_name, *self.tables}
         out = {}
         for name, parameter in self.source.model.named_parameters():
             if name not in rounded:

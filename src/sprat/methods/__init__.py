@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sprat.coding.tensors import Stored
 from sprat.errors import RecipeError, nearest
-from sprat.methods import lowrank, ternary, waterlevel
+from sprat.methods import kept, lowrank, ternary, waterlevel
 
 Method = Callable[..., Stored]
 
@@ -21,8 +21,9 @@ METHODS: dict[str, Method] = {
     "waterlevel+lowrank": lowrank.beside_lattice,
     "ternary": ternary.round_ternary,
     "binary": ternary.round_binary,
+    "kept": kept.keep,
 }
-SETTLED = frozenset({"lowrank", "ternary", "binary"})
+SETTLED = frozenset({"lowrank", "ternary", "binary", "kept"})
 
 
 def find(name: str) -> Method:

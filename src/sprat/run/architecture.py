@@ -14,7 +14,9 @@ from sprat.errors import FormatError, RequestError, UnsupportedError, nearest
 from sprat.run.rope import Rope, ropes
 
 #: What the native engine serves, by the config's model_type.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "sprat_golf")
+#: Of a golf's building blocks (sprat.golf.pretrained), what the engine serves: layers that share their maps.
+_GOLF = ("layers", "shared", "loops")
 #: How keys and values may be kept, the default first (docs/engine.md has what was measured).
 CACHES = ("int8", "bf16")
 _ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True, "gelu_tanh": True}
@@ -35,7 +37,8 @@ class Architecture:
     """A decoder of the llama family.
 
     shape: what the native model is made from; windows: positions a layer's tokens see, 0 for all; rope: which
-    of `ropes` a layer takes; norm_offset: added to the stored weights of norms (Gemma: 1).
+    of `ropes` a layer takes; norm_offset: added to the stored weights of norms (Gemma: 1); owners: the layer whose maps
+    a layer uses, its own but where layers are shared.
     """
 
     family: str
@@ -46,6 +49,7 @@ class Architecture:
     context: int
     tied: bool
     norm_offset: float
+    owners: tuple[int, ...]
     places: dict[str, Place] = field(repr=False)
 
     def cache_bytes(self, precision: str) -> int:
@@ -76,6 +80,9 @@ def architecture(config: dict[str, Any]) -> Architecture:
         )
     read = _Reader(config)
     gemma = family == "gemma3_text"
+    if family == "sprat_golf":
+        _refuse_blocks(config.get("blocks"))
+        family = "qwen3"
     layers = read.whole("num_hidden_layers", 1, 4096)
     hidden = read.whole("hidden_size", 1, 1 << 20)
     heads = read.whole("num_attention_heads", 1, 1 << 16)
@@ -104,6 +111,7 @@ def architecture(config: dict[str, Any]) -> Architecture:
     windows = _windows(read, family, layers)
     kinds = ropes(config, dimension, gemma)
     tied = read.flag("tie_word_embeddings", gemma)
+    owners = _owners(config.get("layer_owners"), layers)
     return Architecture(
         family=family,
         shape=shape,
@@ -113,8 +121,33 @@ def architecture(config: dict[str, Any]) -> Architecture:
         context=read.whole("max_position_embeddings", 1, 1 << 30),
         tied=tied,
         norm_offset=1.0 if gemma else 0.0,
-        places=_places(read, family, shape, tied),
+        owners=owners,
+        places=_places(read, family, shape, tied, owners),
     )
+
+
+def _refuse_blocks(blocks: object) -> None:
+    if not isinstance(blocks, dict):
+        raise FormatError("config: 'blocks' must name the blocks of a golf's model")
+    if other := sorted(str(name) for name in blocks if name not in _GOLF):
+        raise UnsupportedError(
+            f"the native engine does not serve a golf's {', '.join(other)}: of its blocks only shared layers"
+        )
+
+
+def _owners(found: object, layers: int) -> tuple[int, ...]:
+    """For each layer the one whose maps it uses: itself, or an earlier one that has its own."""
+    if found is None:
+        return tuple(range(layers))
+    if (
+        not isinstance(found, list)
+        or len(found) != layers
+        or not all(type(o) is int and 0 <= o <= i and found[o] == o for i, o in enumerate(found))
+    ):
+        raise FormatError(
+            f"config: 'layer_owners' must name, for each of {layers} layers, itself or one before it"
+        )
+    return tuple(found)
 
 
 def _gelu(read: _Reader, name: str) -> bool:
@@ -155,7 +188,9 @@ def _windows(read: _Reader, family: str, layers: int) -> tuple[int, ...]:
     return tuple(window if s else 0 for s in sliding)
 
 
-def _places(read: _Reader, family: str, s: dict[str, Any], tied: bool) -> dict[str, Place]:
+def _places(
+    read: _Reader, family: str, s: dict[str, Any], tied: bool, owners: tuple[int, ...]
+) -> dict[str, Place]:
     """Every tensor that the model must have."""
     hidden, inner, vocabulary = s["hidden"], s["inner"], s["vocabulary"]
     query, key = s["heads"] * s["dimension"], s["kv_heads"] * s["dimension"]
@@ -187,12 +222,14 @@ def _places(read: _Reader, family: str, s: dict[str, Any], tied: bool) -> dict[s
     heads = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"} if gemma or family == "qwen3" else {}
     for i in range(s["layers"]):
         stem = f"model.layers.{i}."
+        for name, part in norms.items():
+            out[f"{stem}{name}.weight"] = Place(i, part, (hidden,))
+        if owners[i] != i:
+            continue
         for name, part, offset, rows, columns, biased in maps:
             out[f"{stem}{name}.weight"] = Place(i, part, (rows, columns), offset)
             if biased:
                 out[f"{stem}{name}.bias"] = Place(i, f"{part}_bias", (rows,), offset)
-        for name, part in norms.items():
-            out[f"{stem}{name}.weight"] = Place(i, part, (hidden,))
         for name, part in heads.items():
             out[f"{stem}{name}.weight"] = Place(i, part, (s["dimension"],))
     return out

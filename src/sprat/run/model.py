@@ -68,10 +68,13 @@ def model_config(config: dict[str, Any]) -> PretrainedConfig:
     """The transformers config; `FormatError` names an architecture that this transformers does not know."""
     from transformers import AutoConfig
 
+    from sprat.golf.pretrained import register
+
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise FormatError("section 'config': no model_type in it")
     rest = {name: value for name, value in config.items() if name != "model_type"}
+    register()
     try:
         return AutoConfig.for_model(kind, **rest)
     except Exception as error:  # transformers raises ValueError, KeyError and its own validation errors

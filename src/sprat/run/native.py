@@ -107,7 +107,7 @@ class NativeEngine:
             self._model.set_layer(i, window, rope)
         if keep is None:
             keep = os.environ.get("SPRAT_KEEP_UNPACKED") == "1"
-        load(self._model, artifact, self.architecture, self.threads, keep)
+        self._shared = load(self._model, artifact, self.architecture, self.threads, keep)
         self._sessions: weakref.WeakSet[NativeSession] = weakref.WeakSet()
 
     @property
@@ -130,6 +130,7 @@ class NativeEngine:
     def resident(self) -> dict[str, int]:
         """Bytes held: `layout` of the layers' maps, `vocabulary` (embedding and head), `cache` in use."""
         maps, head, embedding = self._model.bytes
+        maps -= self._shared
         vocabulary = embedding if self.architecture.tied else embedding + head
         caches = (session._cache for session in self._sessions)
         used = sum(cache.nbytes for cache in caches if cache is not None)

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 _DENSE_STEPS = 32639
 
 
-def load(model: Any, artifact: Artifact, arch: Architecture, threads: int, keep: bool = False) -> None:
-    """Every tensor of the file into `model`. keep: what unpacking gives stays in a file for the next time."""
+def load(model: Any, artifact: Artifact, arch: Architecture, threads: int, keep: bool = False) -> int:
+    """Every tensor of the file into `model`. keep: what unpacking gives stays in a file for the next time.
+
+    Returns how many of the bytes that `model.bytes` counts for the layers' maps are held by another layer.
+    """
     stored = Unpacked(artifact.digest, threads) if keep else None
     if stored and (pieces := stored.read(threads)) is not None:
         # Whoever wrote that file, what does not fit this model is unpacked again; it then replaces every part.
         with suppress(SpratError, ValueError, TypeError, LookupError):
-            _assemble(model, arch, pieces)
-            return
+            return _assemble(model, arch, pieces)
     pieces = _unpack(artifact, arch, threads)
-    _assemble(model, arch, pieces)
+    shared = _assemble(model, arch, pieces)
     if stored:
         stored.write(pieces)
+    return shared
 
 
 def _unpack(artifact: Artifact, arch: Architecture, threads: int) -> list[Piece]:
@@ -52,8 +55,8 @@ def _unpack(artifact: Artifact, arch: Architecture, threads: int) -> list[Piece]
     return pieces
 
 
-def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> None:
-    """Give each part of the model its pieces; every map of the architecture must be there once."""
+def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> int:
+    """Give each part of the model its pieces; every map of the architecture must be there once. Returns as `load`."""
     absent, parts = dict(arch.places), {}
     vectors: dict[tuple[int, str], list[tuple[int, np.ndarray]]] = {}
     for maps, content in pieces:
@@ -68,6 +71,7 @@ def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> None:
             parts.setdefault((place.layer, place.part), []).append(content)
     if absent:
         raise FormatError(f"the file lacks {len(absent)} tensors of its model, {next(iter(absent))!r} first")
+    shared = 0
     for (layer, part), content in parts.items():
         if part == "embedding":
             if len(content) != 1:
@@ -76,10 +80,23 @@ def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> None:
             if arch.tied:
                 model.set_linear(-1, "head", content)
         else:
-            model.set_linear(layer, part, content)
+            for use in (uses := _uses(arch, layer)):
+                model.set_linear(use, part, content)
+            shared += (len(uses) - 1) * sum(packed.nbytes for packed in content)
+    own = {
+        (layer, part) for layer, part in vectors if part.endswith("norm") and part not in ("q_norm", "k_norm")
+    }
     for (layer, part), found in vectors.items():
         whole = np.concatenate([values for _, values in sorted(found, key=lambda piece: piece[0])])
-        model.set_vector(layer, part, whole + np.float32(arch.norm_offset) if "norm" in part else whole)
+        whole = whole + np.float32(arch.norm_offset) if "norm" in part else whole
+        for use in [layer] if (layer, part) in own else _uses(arch, layer):
+            model.set_vector(use, part, whole)
+    return shared
+
+
+def _uses(arch: Architecture, layer: int) -> list[int]:
+    """The layers that use the maps of `layer`; -1, what belongs to no layer, is its own."""
+    return [use for use, owner in enumerate(arch.owners) if owner == layer] or [layer]
 
 
 def _parts(entry: Entry, arch: Architecture, threads: int, arena: Any) -> Iterator[Piece]:

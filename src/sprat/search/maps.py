@@ -101,6 +101,22 @@ class Embedding(nn.Module):
         return looked_up(self.term, Values({"left": [self.weight], "right": [self.right]}), ids)
 
 
+class Head(nn.Module):
+    """The logits behind h (..., width), of a tied head; its numbers are its `Embedding`'s."""
+
+    def __init__(self, embedding: Embedding):
+        super().__init__()
+        self._embedding = [embedding]  # in a list: no part of this module
+
+    @property
+    def weight(self) -> Tensor:
+        """The factor with a row a token."""
+        return self._embedding[0].weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return head(self._embedding[0], h)
+
+
 def install(trunk: nn.Module, formula: str) -> None:
     """Replace the linear maps of `trunk.layers` by those of an equation, and the embedding where it has one.
 

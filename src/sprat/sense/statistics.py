@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sprat.errors import StatisticsError
 from sprat.progress import Progress, silent
 from sprat.sense.cache import Cache
 from sprat.sense.walk import Walk, batches
-from sprat.source.maps import Group
+from sprat.source.maps import Group, tables
 
 #: Part of the cache's key: raise it when what is measured changes.
 VERSION = 3
@@ -46,6 +46,13 @@ class GroupStatistics:
     g: Tensor
     probes: Tensor
     tokens: int
+
+
+@dataclass(frozen=True)
+class TableStatistics:
+    """How often a calibration token reads each row of a table: frequency (rows,) float32."""
+
+    frequency: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,14 @@ def add_gram(h: Tensor, x: Tensor) -> None:
 
 @dataclass
 class _Moments:
-    """Sums of one group while a layer's contexts pass."""
+    """Sums of one group while a layer's contexts pass, or those of the `uses` layers that share it.
+
+    The KL of a shared map is a sum over its uses of tr(G_u ΔW H_u ΔWᵀ) / 2, for which the sum of G and the mean of H
+    stand."""
 
     width: int
     rows: list[int]
+    uses: int
     h: Tensor = field(init=False)
     g: Tensor = field(init=False)
     tokens: int = 0
@@ -110,7 +121,8 @@ class _Moments:
     def finish(self) -> GroupStatistics:
         probes = torch.cat(self.probes) if self.probes else torch.zeros(0, self.width, dtype=torch.bfloat16)
         keep = torch.linspace(0, max(len(probes) - 1, 0), min(PROBES, len(probes))).long()
-        return GroupStatistics(self.h / self.tokens, self.g / self.tokens, probes[keep].clone(), self.tokens)
+        g = self.g * (self.uses / self.tokens)
+        return GroupStatistics(self.h / self.tokens, g, probes[keep].clone(), self.tokens)
 
 
 def layer_groups(groups: list[Group]) -> dict[int, list[Group]]:
@@ -147,9 +159,17 @@ def measure(
     hidden = walk.boundaries(batch, progress)
     gradient, head = _output_side(walk, hidden.pop(), held_out, seed, progress)
     total = len(walk.layers)
+    under_way: dict[str, _Moments] = {}
     for index in reversed(range(total)):
-        wanted = [] if f"layer/{index}" in cache else by_layer.get(index, [])
-        moments = [_Moments(g.width, [m.shape[0] for m in g.maps]) for g in wanted]
+        # A group belongs to the first of the layers that use it, which comes last here.
+        wanted = [
+            g for i, gs in by_layer.items() for g in gs if f"layer/{i}" not in cache and index in {i, *g.uses}
+        ]
+        for g in wanted:
+            under_way.setdefault(
+                g.name, _Moments(g.width, [m.shape[0] for m in g.maps], len({g.layer, *g.uses}))
+            )
+        moments = [under_way[g.name] for g in wanted]
         x = hidden.pop()
         for part in _split(len(walk.ids), held_out, batch):
             for m in moments:
@@ -159,8 +179,8 @@ def measure(
                 walk.call(index, leaf).backward(gradient[part])
             assert leaf.grad is not None
             gradient[part] = leaf.grad
-        if wanted:
-            named = {g.name: m.finish() for g, m in zip(wanted, moments, strict=True)}
+        if done := [g for g in wanted if g.layer == index]:
+            named = {g.name: under_way.pop(g.name).finish() for g in done}
             for name, found in named.items():
                 _refuse_nonfinite(name, found.h, found.g)
             cache.put(f"layer/{index}", named)
@@ -169,7 +189,18 @@ def measure(
     scale = float(getattr(walk.model.get_input_embeddings(), "embed_scale", 1.0))  # type: ignore[operator]
     head["f"] = learning.T @ learning / len(learning) * scale**2
     _refuse_nonfinite("the embedding", *head.values())
+    if beside := tables(walk.model):  # type: ignore[arg-type]
+        cache.put("tables", _frequencies(beside, walk.ids[: len(walk.ids) - held_out]))
     cache.put("head", {"head": HeadStatistics(**head, tokens=len(learning))})
+
+
+def _frequencies(tables: dict[str, nn.Embedding], ids: Tensor) -> dict[str, TableStatistics]:
+    """Of every row; a table says by `rows` which of them a text reads."""
+    counts = {
+        name: torch.bincount(table.rows(ids).flatten(), minlength=table.num_embeddings)  # type: ignore[operator]
+        for name, table in tables.items()
+    }
+    return {name: TableStatistics(n.float() / ids.numel()) for name, n in counts.items()}
 
 
 def _refuse_nonfinite(name: str, *moments: Tensor) -> None:

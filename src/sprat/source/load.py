@@ -16,6 +16,7 @@ import gguf
 import torch
 
 from sprat.errors import SourceError, nearest
+from sprat.golf.pretrained import MODEL_TYPE, register
 from sprat.source import maps, places
 from sprat.source.quiet import quiet
 
@@ -220,6 +221,9 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
 
     kind = config["model_type"]
+    if kind == MODEL_TYPE:
+        register()
+        return
     if kind not in known:
         raise SourceError(
             f"unsupported architecture {_architecture(config)} (model_type {kind!r}){nearest(kind, known)}; supported "

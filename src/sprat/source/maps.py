@@ -63,6 +63,8 @@ class Group:
     maps: tuple[Map, ...]
     layer: int | None
     """The decoder layer they lie in; None outside all layers."""
+    uses: tuple[int, ...] = ()
+    """The decoder layers whose forward pass calls them: more than one where layers share their maps."""
 
     @property
     def name(self) -> str:
@@ -132,31 +134,51 @@ def groups(model: PreTrainedModel) -> list[Group]:
     }
     _refuse_other_weights(model, layers, prefix, maps)
     found: dict[Any, list[Map]] = {}
-    for name, key in _trace(model, maps):
+    uses: dict[str, list[int]] = {}
+    for name, key, used in _trace(model, layers, maps):
         found.setdefault(key, []).append(maps[name])
+        uses[maps[name].name] = used
     reached = {m.name for members in found.values() for m in members}
     if lost := [m.name for n, m in maps.items() if n.startswith(f"{prefix}.") and m.name not in reached]:
         raise SourceError(
             f"{_architecture(model)}: a forward pass does not reach {_some(lost)}: "
             "mixtures of experts are not supported yet"
         )
-    return [Group(tuple(members), _layer(members[0].name, prefix)) for members in found.values()]
+    return [
+        Group(tuple(members), _layer(members[0].name, prefix), tuple(uses[members[0].name]))
+        for members in found.values()
+    ]
 
 
-def _trace(model: PreTrainedModel, maps: dict[str, Map]) -> list[tuple[str, Any]]:
-    """(module name, identity of its input) for every map, in the order of their first call."""
-    calls: dict[str, Any] = {}
+def tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
+    """Embeddings beside the token's that the model itself wants rounded as such, by the name of their weights."""
+    wanted = getattr(model, "rounded_tables", ())
+    return {f"{name}.weight": module for name, module in model.named_modules() if name in wanted}  # type: ignore[misc]
+
+
+def _trace(
+    model: PreTrainedModel, layers: nn.ModuleList, maps: dict[str, Map]
+) -> list[tuple[str, Any, list[int]]]:
+    """(module name, identity of its input, decoder layers that call it) for every map, in the order of first calls."""
+    calls: dict[str, tuple[Any, list[int]]] = {}
     alive: list[torch.Tensor] = []  # while an input lives, no other tensor can have its address
+    within: list[int] = []
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0]
             alive.append(x)
-            calls.setdefault(name, (x.data_ptr(), tuple(x.shape), x.stride(), x._version))
+            key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
+            uses = calls.setdefault(name, (key, []))[1]
+            if within[-1:] != uses[-1:]:
+                uses += within[-1:]
 
         return note
 
     handles = [m.module.register_forward_pre_hook(hook(name)) for name, m in maps.items()]
+    for index, layer in enumerate(layers):
+        handles.append(layer.register_forward_pre_hook(lambda *_, i=index: within.append(i)))
+        handles.append(layer.register_forward_hook(lambda *_: within.clear()))
     try:
         with torch.no_grad(), evaluating(model):
             device = next(model.parameters()).device
@@ -164,7 +186,7 @@ def _trace(model: PreTrainedModel, maps: dict[str, Map]) -> list[tuple[str, Any]
     finally:
         for handle in handles:
             handle.remove()
-    return list(calls.items())
+    return [(name, key, uses) for name, (key, uses) in calls.items()]
 
 
 @contextmanager

@@ -1,0 +1,166 @@
+"""A golf's model as transformers sees it: a plain Qwen3, or, with any block, this module's own class.
+
+`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; where
+its only block is shared layers the native engine serves it too (run/architecture.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from sprat.errors import RequestError
+from sprat.golf.blocks.sharing import owners
+from sprat.golf.model import EPS, THETA, Trunk
+from sprat.golf.recipe import Recipe
+from sprat.search.maps import Embedding, Head
+
+MODEL_TYPE = "sprat_golf"
+#: Keys of a recipe that a model depends on and that a config.json of Qwen3 does not say.
+BLOCKS = (
+    "layers", "activation", "shared", "loops", "ngrams", "ngram_width", "ngram_order", "memory", "memory_every",
+    "experts", "chosen", "balance", "equation",
+)  # fmt: skip
+
+
+def config(recipe: Recipe, vocabulary: int, mark: int) -> dict[str, Any]:
+    """The config.json of a model of this shape. Ternary and binary weights are weights of a plain model when stored."""
+    uses = owners(recipe.shared, recipe.layers, recipe.loops)
+    standard = {f.name: f.default for f in fields(Recipe)} | {"layers": len(uses)}
+    blocks = {name: value for name in BLOCKS if (value := getattr(recipe, name)) != standard[name]}
+    own: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    if blocks:
+        own = {"architectures": [GolfForCausalLM.__name__], "model_type": MODEL_TYPE, "blocks": blocks}
+        own |= {"layer_owners": list(uses)} if recipe.shared != "none" else {}
+    return {
+        **own,
+        "vocab_size": vocabulary,
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.inner,
+        "num_hidden_layers": len(uses),
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.kv_heads,
+        "head_dim": recipe.width // recipe.heads,
+        "max_position_embeddings": recipe.context,
+        "rope_theta": THETA,
+        "rms_norm_eps": EPS,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": mark,
+        "eos_token_id": mark,
+    }
+
+
+class GolfConfig(PretrainedConfig):
+    """Qwen3's keys, `blocks` (of the recipe), and `layer_owners` (blocks/sharing.py) where layers are shared."""
+
+    model_type = MODEL_TYPE
+
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    max_position_embeddings: int = 256
+    rope_theta: float = THETA
+    rms_norm_eps: float = EPS
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = True
+    bos_token_id: int = 0
+    eos_token_id: int = 0
+    blocks: dict | None = None
+    layer_owners: list | None = None
+
+    def recipe(self) -> Recipe:
+        """The recipe's keys that the model depends on; RecipeError for values that no model can have."""
+        shape = {
+            "layers": self.num_hidden_layers,
+            "width": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "kv_heads": self.num_key_value_heads,
+            "inner": self.intermediate_size,
+            "context": self.max_position_embeddings,
+        }
+        return Recipe.from_dict({**shape, **(self.blocks or {})})
+
+
+class Past:
+    """What a text under way has read: its tokens, which every step reads again. Blocks differ in what they would keep;
+    a golf's context is short."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens; a negative number is how many to drop."""
+        self.ids = self.ids[:length]
+
+    def get_seq_length(self) -> int:
+        return len(self.ids)
+
+
+class GolfForCausalLM(PreTrainedModel):
+    """golf/model.py's model with a head that is a module."""
+
+    config_class = GolfConfig
+    base_model_prefix = "model"
+    #: For source.maps.tables.
+    rounded_tables = ("model.embed_ngrams",)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: GolfConfig):
+        super().__init__(config)
+        self.model = Trunk(config.recipe(), config.vocab_size)
+        if isinstance(self.model.embed_tokens, Embedding):
+            self.lm_head, self._tied_weights_keys = Head(self.model.embed_tokens), {}
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def new_cache(self) -> Past:
+        """For a text of its own; the only cache that `forward` takes."""
+        return Past()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids: (batch, context). Texts may be padded behind, not in front."""
+        if attention_mask is not None and not bool(attention_mask[:, :1].all()):
+            raise RequestError("a golf's model reads texts from their first token: padding goes behind them")
+        new = input_ids.shape[1]
+        if past_key_values is not None:
+            if not isinstance(past_key_values, Past) or len(input_ids) != 1:
+                raise RequestError(
+                    f"a golf's model keeps one text in its own cache, not {type(past_key_values)}"
+                )
+            past_key_values.ids += input_ids[0].tolist()
+            input_ids = torch.tensor([past_key_values.ids], device=input_ids.device)
+        h = self.model(input_ids)[:, -(logits_to_keep or new) :]
+        return CausalLMOutputWithPast(logits=self.lm_head(h), past_key_values=past_key_values)  # type: ignore[arg-type]
+
+
+@cache
+def register() -> None:
+    """Make transformers' Auto classes know the class."""
+    AutoConfig.register(MODEL_TYPE, GolfConfig)
+    AutoModelForCausalLM.register(GolfConfig, GolfForCausalLM)
