@@ -77,9 +77,8 @@ def test_a_decoder_has_the_parameters_that_are_counted(formula):
     assert isinstance(kinds, torch.nn.ModuleDict)
     for name, maps in kinds.items():
         assert isinstance(maps, Maps)
-        owner = "self_attn" if name[0] in "qkvo" else "mlp"
         for layer in range(chosen.layers):
-            state[f"model.layers.{layer}.{owner}.{name}.weight"] = maps.dense(layer)
+            state[f"model.layers.{layer}.{name.replace('-', '.')}.weight"] = maps.dense(layer)
     if (right := state.pop("model.embed_tokens.right", None)) is not None:
         state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] @ right
     plain.load_state_dict(state)

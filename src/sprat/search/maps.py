@@ -120,7 +120,8 @@ class Head(nn.Module):
 def install(trunk: nn.Module, formula: str) -> None:
     """Replace the linear maps of `trunk.layers` by those of an equation, and the embedding where it has one.
 
-    trunk: has `layers`, alike, and `embed_tokens`; the factors become its `maps`, by the maps' names. Nothing is drawn:
+    trunk: has `layers`, alike, and `embed_tokens`; the factors become its `maps`, by the maps' names in
+    a layer. Nothing is drawn:
     see `begin`.
     """
     equation: Equation = parse(formula)
@@ -131,7 +132,7 @@ def install(trunk: nn.Module, formula: str) -> None:
             continue
         owner, _, name = path.rpartition(".")
         space = Space(module.out_features, module.in_features, len(layers), seed_of(name))
-        maps = trunk.maps[name] = Maps(equation.term(name), space, ENDS.get(name, 1.0))
+        maps = trunk.maps[path.replace(".", "-")] = Maps(equation.term(name), space, ENDS.get(name, 1.0))
         for i, layer in enumerate(layers):
             setattr(layer.get_submodule(owner), name, Map(maps, i))
     if str(equation.embedding) != "dense":

@@ -1,6 +1,6 @@
-"""A learned guess of what a candidate will score, from its formula and its counts, to rank many before few are trained.
+"""A learned guess of what a candidate will score, from its formula and its counts: ranks many before few are trained.
 
-Ridge regression on standardized features; the weight of the penalty is chosen by leave-one-out error, which has a closed
+Ridge regression on standardized features; the penalty's weight is chosen by leave-one-out error, which has a closed
 form (Golub, Heath & Wahba 1979). Below LEAST rows there is no guess.
 """
 
@@ -61,5 +61,5 @@ class Ridge:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's, of at least two values; ties as they come."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])

@@ -24,7 +24,17 @@ NUMBERS = {
     "size": (2, 3, 4),
     "hidden": (4, 8, 16),
 }
-LEAVES = ("dense", "lowrank", "kron", "monarch", "circulant", "toeplitz", "seeded", "coordinates", "hypernetwork")
+LEAVES = (
+    "dense",
+    "lowrank",
+    "kron",
+    "monarch",
+    "circulant",
+    "toeplitz",
+    "seeded",
+    "coordinates",
+    "hypernetwork",
+)
 TIES = ("shared", "scaled", "polynomial", "mixture")
 LAYERS = (2, 3, 4, 6, 8, 12)
 BITS = (3, 4, 5)

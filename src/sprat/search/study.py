@@ -77,7 +77,9 @@ class Study:
         lines = path.read_text(encoding="utf-8").splitlines()
         head = _parsed(lines[0]) if lines else None
         if head != identity:
-            names = [name for name in identity if not isinstance(head, dict) or head.get(name) != identity[name]]
+            names = [
+                name for name in identity if not isinstance(head, dict) or head.get(name) != identity[name]
+            ]
             raise SpratError(
                 f"{path} is of another search: its {', '.join(names)} differ; name another folder, or give the same "
                 "arguments to go on"
@@ -100,7 +102,9 @@ class Study:
     def spent(self) -> float:
         return sum(row["processor"] for row in self.rows)
 
-    def _generation(self, number: int, seconds: float, progress: Progress, watch: Callable[[Row], None]) -> bool:
+    def _generation(
+        self, number: int, seconds: float, progress: Progress, watch: Callable[[Row], None]
+    ) -> bool:
         """False where the time is over."""
         before = [row for row in self.rows if row["generation"] < number]
         chosen = self._proposed(number, before)
@@ -115,7 +119,9 @@ class Study:
                     row = self._trained(number, rung, candidate, net, guess)
                     watch(row)
                 finished.append((row["bits_per_byte"], place))
-                progress(f"searching, generation {number + 1}, rung {rung + 1}", min(self.spent, seconds), seconds)
+                progress(
+                    f"searching, generation {number + 1}, rung {rung + 1}", min(self.spent, seconds), seconds
+                )
             chosen = [chosen[place] for _, place in sorted(finished)[: max(1, len(chosen) // KEPT)]]
         return True
 
@@ -155,7 +161,9 @@ class Study:
             x.append(features(candidate, net))
         return Ridge(x, [row["bits_per_byte"] for row in rows])
 
-    def _trained(self, number: int, rung: int, candidate: Candidate, net: Network, guess: float | None) -> Row:
+    def _trained(
+        self, number: int, rung: int, candidate: Candidate, net: Network, guess: float | None
+    ) -> Row:
         started, share = time.process_time(), RUNGS[rung]
         seconds = share * self.settings.seconds
         found: Outcome = trial(net, self.text, self.settings.room, seconds, self.settings.seed)

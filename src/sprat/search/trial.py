@@ -85,7 +85,9 @@ def loss(model: Decoder, recipe: Recipe, ids: np.ndarray, bits: float, seed: int
     windows = min(len(ids) - 1, SCORED) // recipe.context
     rows = torch.from_numpy(ids[: windows * recipe.context + 1].astype(np.int64))
     read, following = rows[:-1].view(windows, -1), rows[1:].view(windows, -1)
-    noisy = [p.unsqueeze(0) if p.ndim == 1 else p for name, p in model.named_parameters() if "norm" not in name]
+    noisy = [
+        p.unsqueeze(0) if p.ndim == 1 else p for name, p in model.named_parameters() if "norm" not in name
+    ]
     total = 0.0
     with rounding_noise(noisy, bits, torch.Generator().manual_seed(seed)):
         for part, target in zip(read.split(recipe.batch), following.split(recipe.batch), strict=True):
