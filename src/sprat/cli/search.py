@@ -10,7 +10,9 @@ from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
 from sprat.errors import SpratError
 
-SUMMARY = "Search for equations from which a network gets its weights in the fewest bytes; build one at any shape."
+SUMMARY = (
+    "Search for equations from which a network gets its weights in the fewest bytes; build one at any shape."
+)
 EXAMPLES = """  sprat search --cap 100kB --minutes 20 --text speeches/*.txt -o found
   sprat golf train found/best.toml --cap 100kB --minutes 5 --text speeches/*.txt -o best.sprat
   sprat search instantiate --width 4096 --layers 64 --ffn 16384 --vocab 50257 --params 417M -o wide.sprat
@@ -31,13 +33,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--validation", nargs="+", action="extend", metavar="FILE", help="what is scored (default: a share)"
     )
     parser.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="a golf recipe: vocabulary, context and rates of all candidates"
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="a golf recipe: vocabulary, context and rates of all candidates",
     )
     parser.add_argument(
-        "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="one setting of the recipe"
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the recipe",
     )
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="processor time of one whole training (default: minutes / 40)"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="processor time of one whole training (default: minutes / 40)",
     )
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
@@ -51,10 +64,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(search_execute=_search)
     verbs = parser.add_subparsers(dest="search", metavar="VERB", parser_class=Parser)
 
-    made = verbs.add_parser("instantiate", help="write a network of any shape with random numbers, and run it")
+    made = verbs.add_parser(
+        "instantiate", help="write a network of any shape with random numbers, and run it"
+    )
     _shape(made)
-    made.add_argument("--params", default="417M", metavar="N", help="the most numbers it may have (default 417M)")
-    made.add_argument("--threads", type=whole, default=2, metavar="N", help="threads to compute with (default 2)")
+    made.add_argument(
+        "--params", default="417M", metavar="N", help="the most numbers it may have (default 417M)"
+    )
+    made.add_argument(
+        "--threads", type=whole, default=2, metavar="N", help="threads to compute with (default 2)"
+    )
     made.add_argument("--tokens", type=whole, default=32, metavar="N", help="tokens to write (default 32)")
     made.add_argument("--seed", type=seed, default=0, metavar="N", help="of the random numbers (default 0)")
     made.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat to write")
@@ -67,14 +86,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _shape(parser: argparse.ArgumentParser) -> None:
-    for name, what in (("width", "of the hidden state"), ("layers", "decoder layers"), ("ffn", "width of the feed-forward"),
-                       ("vocab", "tokens")):  # fmt: skip
+    meant = {"width": "of the hidden state", "layers": "decoder layers", "ffn": "width of the feed-forward"}
+    for name, what in (meant | {"vocab": "tokens"}).items():
         parser.add_argument(f"--{name}", type=whole, required=True, metavar="N", help=what)
-    parser.add_argument("--heads", type=whole, metavar="N", help="query heads (default: one for 128 of width)")
+    parser.add_argument(
+        "--heads", type=whole, metavar="N", help="query heads (default: one for 128 of width)"
+    )
     parser.add_argument("--kv-heads", type=whole, metavar="N", help="key-value heads (default: as many)")
     parser.add_argument(
-        "--equation", metavar="E", help="a formula, such as 'monarch(16); embedding: lowrank(512)' (default: one that fits)"
-    )  # fmt: skip
+        "--equation", metavar="E", help="a formula (docs/equations.md); default: one that fits"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -117,20 +138,15 @@ def _search(arguments: argparse.Namespace) -> None:
             progress=progress,
             watch=watch,
         )
-    rows = [
-        (
-            row["candidate"]["equation"],
-            f"{row['candidate']['layers']} x {row['width']}",
-            f"{row['numbers']:,}",
-            f"{row['flops']:,}",
-            f"{row['tokens']:,}",
-            f"{row['bits_per_byte']:.4f}",
-        )
-        for row in found["best"]
-    ]
-    columns = ("equation", "layers x width", "numbers", "operations a token", "tokens read", "bits a byte")
     console = terminal.out()
-    console.print(terminal.table(columns, rows))
+    for row in found["best"]:
+        console.print(
+            f"{row['bits_per_byte']:.4f} bits a byte  {row['candidate']['layers']:2} x {row['width']:3}  "
+            f"{row['numbers']:9,} numbers  {row['flops']:11,} operations a token  {row['tokens']:10,} tokens read  "
+            f"{row['candidate']['equation']}",
+            markup=False,
+            soft_wrap=True,
+        )
     guess = found["rank_correlation_of_guess"]
     console.print(
         f"{found['trials']} trainings of {found['candidates']} candidates in {found['processor_seconds']:.0f} s of "
@@ -177,18 +193,27 @@ def _instantiate(arguments: argparse.Namespace) -> None:
     dense = found["dense"]
     rows = [
         ("numbers", f"{found['numbers']:,}", f"{dense['numbers']:,}"),
-        ("bytes", f"{found['bytes']:,} (the file)", f"{dense['bytes']:,} (16 bits a weight)"),
+        ("bytes of the file, or of 16 bits a weight", f"{found['bytes']:,}", f"{dense['bytes']:,}"),
         ("operations a token", f"{found['flops']:,}", f"{dense['flops']:,}"),
         ("memory of the weights", f"{found['resident']:,}", f"{dense['bytes']:,}"),
-        ("memory of the process", f"{found['process']:,} (peak {found['peak']:,})", ""),
-        ("tokens a second", f"{found['tokens_per_second']:.2f} ({arguments.threads} threads)",
-         f"at most {dense['tokens_per_second']:.2f} (its bytes at {found['bandwidth'] / 1e9:.1f} GB/s, were they in memory)"),
+        ("memory of the process, at its peak", f"{found['peak']:,}", ""),
+        ("seconds to open", f"{found['open_seconds']:.1f}", ""),
+        (f"tokens a second, {arguments.threads} threads", f"{found['tokens_per_second']:.2f}",
+         f"at most {dense['tokens_per_second']:.2f}"),
     ]  # fmt: skip
     console = terminal.out()
-    console.print(terminal.table((found["equation"], "measured", "dense, computed"), rows))
+    console.print(f"equation: {found['equation']}", markup=False, soft_wrap=True)
+    console.print(terminal.table(("", "measured", "dense, computed"), rows))
     console.print(
-        f"{shape.layers} layers of width {shape.width:,}: {dense['numbers'] / found['numbers']:.1f} times fewer numbers "
-        "than dense maps of that shape. They are random: what it writes is noise, and nothing is said of quality.",
+        f"The dense network's tokens a second: its bytes through the {found['bandwidth'] / 1e9:.1f} GB/s measured "
+        "here, were they in memory.",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"{shape.layers} layers of width {shape.width:,}: {dense['numbers'] / found['numbers']:.1f} times fewer "
+        "numbers than dense maps of that shape. They are random: what it writes is noise, and nothing is said of "
+        "quality.",
         markup=False,
         soft_wrap=True,
     )

@@ -16,7 +16,7 @@ from sprat.search.network import Equation, parse
 
 #: Dimensions of a head; widths are multiples of it.
 HEAD = 16
-WIDEST = 512
+WIDEST = 256
 #: Feed-forward width for each of the network's, in multiples of 16.
 INNER = 2.5
 

@@ -22,19 +22,11 @@ NUMBERS = {
     "groups": (1, 2, 3),
     "degree": (1, 2, 3),
     "size": (2, 3, 4),
-    "hidden": (4, 8, 16),
+    "hidden": (4, 8),
 }
-LEAVES = (
-    "dense",
-    "lowrank",
-    "kron",
-    "monarch",
-    "circulant",
-    "toeplitz",
-    "seeded",
-    "coordinates",
-    "hypernetwork",
-)
+LEAVES = ("dense", "lowrank", "kron", "monarch", "circulant", "toeplitz", "seeded")
+#: Leaves that take a network for each weight: too slow to be made several times over.
+NETWORKS = ("coordinates", "hypernetwork")
 TIES = ("shared", "scaled", "polynomial", "mixture")
 LAYERS = (2, 3, 4, 6, 8, 12)
 BITS = (3, 4, 5)
@@ -91,7 +83,7 @@ def _candidate(random: Generator, equation: Equation) -> Candidate:
 def _term(random: Generator, depth: int = 1) -> Term:
     kind = random.random()
     if depth >= DEEPEST or kind < 0.5:
-        return _made(random, _pick(random, LEAVES), depth)
+        return _made(random, _pick(random, LEAVES if depth > 1 else (*LEAVES, *NETWORKS)), depth)
     if kind < 0.8:
         return _made(random, _pick(random, TIES), depth)
     parts = [_term(random, depth + 1), _term(random, depth + 1)]

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.random import Generator
 
 from sprat.errors import SpratError
+from sprat.folders import write_whole
 from sprat.golf.recipe import Recipe
 from sprat.progress import Progress, silent
 from sprat.search import proposals
@@ -84,10 +85,11 @@ class Study:
                 f"{path} is of another search: its {', '.join(names)} differ; name another folder, or give the same "
                 "arguments to go on"
             )
-        for line in lines[1:]:
-            row = _parsed(line)
-            if row is not None:  # the last line of a search that was killed may be cut
+        for row in map(_parsed, lines[1:]):
+            if row is not None:
                 self._keep(row)
+        if len(self.rows) < len(lines) - 1:  # the last line of a search that was killed may be cut
+            write_whole(path, "".join(f"{json.dumps(x)}\n" for x in (identity, *self.rows)))
 
     def run(
         self, seconds: float, progress: Progress = silent, watch: Callable[[Row], None] = lambda _: None
@@ -208,7 +210,8 @@ def front(rows: list[Row]) -> list[Row]:
 
 def guessed(rows: list[Row]) -> float | None:
     """Rank correlation between what was guessed before a first training and what it scored; None without guesses."""
-    pairs = [(r["guess"], r["bits_per_byte"]) for r in rows if r["guess"] is not None and r["rung"] == 0]
+    asked = [r for r in rows if r["rung"] == 0 and r["guess"] is not None and not r["diverged"]]
+    pairs = [(r["guess"], r["bits_per_byte"]) for r in asked]
     return rank_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else None
 
 

@@ -24,6 +24,8 @@ from sprat.search.candidate import Network
 
 #: Held-out tokens that a trial is scored on.
 SCORED = 1 << 15
+#: Windows scored at once.
+WINDOWS = 64
 #: What a diverging training scores: bits a byte of knowing nothing.
 NOTHING = 8.0
 #: Bytes of config, recipe, section table, scales and the coder's tables, about.
@@ -90,7 +92,7 @@ def loss(model: Decoder, recipe: Recipe, ids: np.ndarray, bits: float, seed: int
     ]
     total = 0.0
     with rounding_noise(noisy, bits, torch.Generator().manual_seed(seed)):
-        for part, target in zip(read.split(recipe.batch), following.split(recipe.batch), strict=True):
+        for part, target in zip(read.split(WINDOWS), following.split(WINDOWS), strict=True):
             logits = model(part).float().flatten(0, 1)
             total += float(F.cross_entropy(logits, target.flatten(), reduction="sum"))
     found = total / following.numel()
