@@ -166,7 +166,7 @@ class Recipe:
             equation = parse(self.equation)
             for name, (rows, columns) in sides.items():
                 equation.term(name).check(Space(rows, columns, self.layers))
-            equation.embedding.check(Space(VOCABULARY[0], self.width))
+            equation.embedding.check(Space(VOCABULARY[1], self.width))
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""
