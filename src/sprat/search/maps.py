@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.search.equation import Space, Term, Values
+from sprat.search.equation import Factor, Space, Term, Values
 from sprat.search.network import Equation, looked_up, parse, seed_of
 
 #: A product of fewer rows than this never makes W.
@@ -47,14 +49,7 @@ class Maps(nn.Module):
 
     def values(self) -> Values:
         """The factors by name and copy."""
-        return Values(
-            {
-                name: self.stored[name].view(f.copies, -1)
-                if name in self.stored
-                else [self.stored[f"{name}-{i}"] for i in range(f.copies)]
-                for name, f in self.factors.items()
-            }
-        )
+        return Values({name: _Copies(self.stored, name, factor) for name, factor in self.factors.items()})
 
     def dense(self, layer: int) -> Tensor:
         """W of a layer, (rows, columns), in the factors' precision."""
@@ -68,6 +63,21 @@ class Maps(nn.Module):
         if tokens < FEW or whole > FASTER * self.term.flops(self.space):
             return self.term.product(self.values(), self.space, layer, x)
         return F.linear(x, self.dense(layer))
+
+
+class _Copies(Sequence[Tensor]):
+    """The copies of one factor, each looked up when it is asked for."""
+
+    def __init__(self, stored: nn.ParameterDict, name: str, factor: Factor):
+        self._stored, self._name, self._factor = stored, name, factor
+
+    def __len__(self) -> int:
+        return self._factor.copies
+
+    def __getitem__(self, i):  # type: ignore[override]  # a number: slices are not asked for
+        if len(self._factor.shape) == 2:
+            return self._stored[f"{self._name}-{i}"]
+        return self._stored[self._name].view(self._factor.copies, -1)[i]
 
 
 class Map(nn.Module):
