@@ -22,6 +22,7 @@ from sprat.cli import (
     plan,
     prove,
     run,
+    search,
     serve,
     sweep,
 )
@@ -44,6 +45,7 @@ VERBS: dict[str, ModuleType] = {
     "sweep": sweep,
     "anatomy": anatomy,
     "golf": golf,
+    "search": search,
 }
 
 _EXAMPLES = """examples:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -28,6 +29,7 @@ from sprat.golf.recipe import Recipe
 from sprat.level.search import AIM
 from sprat.level.targets import shapes
 from sprat.progress import Progress, silent
+from sprat.search import store
 from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, format_bytes
 from sprat.source.maps import groups, head, tables
@@ -66,6 +68,11 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
     if recipe.finish == "int8-zlib":
         size = len(int8.pack(model, recipe, tokenizer))
         return Weighed(size - weights, weights, size)
+    if recipe.equation:
+        said = config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer))
+        fixed = store.fixed_bytes(model, said, recipe.fit_recipe(), pack(words.files(tokenizer)))
+        weights = sum(target.w.numel() for target in store.targets(model))
+        return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
     vectors = {
         name: Entry((name,), tuple(p.shape), Dense(p.detach().numpy()))
         for name, p in model.named_parameters()
@@ -144,6 +151,18 @@ def into_cap(
     finest = weighed.fixed + weighed.weights * FINEST // 8
     original = 2 * sum(p.numel() for p in model.parameters())
     budget = min(cap, finest, original)
+    if recipe.equation:
+        return store.into_cap(
+            model,
+            config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer)),
+            recipe.fit_recipe(),
+            pack(words.files(tokenizer)),
+            _contexts(words.stream(tokenizer, _sample(documents)), recipe.context, seed),
+            budget,
+            out,
+            seed,
+            progress,
+        )
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / out.stem
         save_folder(model, recipe, tokenizer, folder)
@@ -173,6 +192,12 @@ def save_folder(model: Decoder, recipe: Recipe, tokenizer: Tokenizer, folder: Pa
     )
     for name, data in words.files(tokenizer).items():
         (folder / name).write_bytes(data)
+
+
+def _contexts(ids: np.ndarray, context: int, seed: int) -> torch.Tensor:
+    """(contexts, context) of a stream, in a random order."""
+    rows = ids[: len(ids) // context * context].reshape(-1, context).astype(np.int64)
+    return torch.from_numpy(np.random.default_rng(seed).permutation(rows))
 
 
 def _calibration(recipe: Recipe, available: int) -> fits.Recipe:

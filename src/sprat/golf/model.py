@@ -24,6 +24,7 @@ from sprat.golf.blocks.experts import Experts
 from sprat.golf.blocks.ngrams import NgramEmbedding
 from sprat.golf.blocks.sharing import owners
 from sprat.golf.recipe import Recipe
+from sprat.search.maps import begin, head, install
 
 THETA = 10000.0
 EPS = 1e-6
@@ -147,6 +148,8 @@ class Trunk(nn.Module):
             self.layers.append(Layer(recipe, stored, None if owner == use else self.layers[owner]))  # type: ignore[arg-type]
             stored += owner == use
         self.norm = Norm(recipe.width)
+        if recipe.equation:
+            install(self, recipe.equation)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, context) int64 -> what the head reads, (batch, context, width)."""
@@ -177,10 +180,11 @@ class Decoder(nn.Module):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 deviation *= 0.02  # every layer begins near the identity
             nn.init.normal_(parameter, std=deviation, generator=generator)
+        begin(self, generator)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (batch, context) int64 -> logits (batch, context, vocabulary)."""
-        return F.linear(self.model(ids), self.model.embed_tokens.weight)
+        return head(self.model.embed_tokens, self.model(ids))
 
 
 def rotations(context: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,10 @@ class Muon(torch.optim.Optimizer):
     """params: matrices (m, n); rate, momentum beta, and decoupled weight decay (times the rate)."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        # A group of its own: a model without matrices is allowed.
+        super().__init__(
+            [{"params": list(params)}], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -20,12 +20,13 @@ from sprat.errors import RequestError
 from sprat.golf.blocks.sharing import owners
 from sprat.golf.model import EPS, THETA, Trunk
 from sprat.golf.recipe import Recipe
+from sprat.search.maps import Embedding, Head
 
 MODEL_TYPE = "sprat_golf"
 #: Keys of a recipe that a model depends on and that a config.json of Qwen3 does not say.
 BLOCKS = (
     "layers", "activation", "shared", "loops", "ngrams", "ngram_width", "ngram_order", "memory", "memory_every",
-    "experts", "chosen", "balance",
+    "experts", "chosen", "balance", "equation",
 )  # fmt: skip
 
 
@@ -108,7 +109,10 @@ class GolfForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: GolfConfig):
         super().__init__(config)
         self.model = Trunk(config.recipe(), config.vocab_size)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if isinstance(self.model.embed_tokens, Embedding):
+            self.lm_head, self._tied_weights_keys = Head(self.model.embed_tokens), {}
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -13,6 +13,8 @@ from sprat.golf.blocks.bitlinear import WEIGHTS
 from sprat.golf.blocks.delta import MEMORIES
 from sprat.golf.blocks.ngrams import ORDERS
 from sprat.golf.blocks.sharing import SHARED
+from sprat.search.equation import Space
+from sprat.search.network import parse
 
 #: The tokenizer's smallest and largest vocabulary: 256 bytes and the document mark, 16k.
 VOCABULARY = (257, 16384)
@@ -68,6 +70,9 @@ class Recipe:
     """Experts that a token goes through."""
     balance: float = 0.001
     """By how much a batch moves the bias of an expert that has more or less than its share of tokens."""
+    equation: str = ""
+    """How the maps get their weights from fewer numbers: a formula of search/grammar.py, such as "monarch(8)"; empty
+    for dense maps, which are stored as they are."""
 
     batch: int = 8
     """Contexts in a micro-batch."""
@@ -151,6 +156,9 @@ class Recipe:
             ("experts", self.experts == 0 or 2 <= self.experts <= 64, "0, or 2 to 64"),
             ("chosen", 1 <= self.chosen <= max(1, self.experts - 1), "at least 1 and fewer than experts"),
             ("balance", 0 <= self.balance <= 1, "0 to 1"),
+            ("equation", not self.equation or
+             (self.shared, self.memory, self.experts, self.weights) == ("none", "none", 0, "real"),
+             "empty beside shared layers, memory, experts and trained integers"),
             ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
             ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
             ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
@@ -193,6 +201,14 @@ class Recipe:
         self.fit_recipe()
         if self.teach:
             self.teacher_recipe()
+        if self.equation:
+            kv = self.kv_heads * self.width // self.heads
+            sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
+                     "down": (self.width, self.inner)}  # fmt: skip
+            equation = parse(self.equation)
+            for name, (rows, columns) in sides.items():
+                equation.term(name).check(Space(rows, columns, self.layers))
+            equation.embedding.check(Space(VOCABULARY[1], self.width))
 
     def teacher_recipe(self) -> Recipe:
         """Of the teacher that [teach] describes: nothing is rounded in it, pruned or taught."""

@@ -52,6 +52,8 @@ def to_torch(artifact: Artifact, dtype: str = "float32") -> PreTrainedModel:
                     f"tensor {name!r} is no part of a {config.model_type}{nearest(name, parameters)}"
                 )
             target = parameters[name]
+            if target.ndim == 1 and array.ndim == 2 and array.size == len(target):
+                array = array.reshape(-1)  # an equation's numbers, folded into a matrix to be rounded
             if tuple(target.shape) != array.shape:
                 raise FormatError(
                     f"tensor {name!r} is {array.shape}, the config asks for {tuple(target.shape)}"

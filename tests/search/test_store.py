@@ -1,0 +1,74 @@
+"""A trained equation in a file: within the cap, its factors and not the matrices, and read back as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from golf.small import documents, recipe, write
+from sprat.coding import container
+from sprat.golf.golf import golf
+from sprat.golf.model import Decoder
+from sprat.golf.schedule import Length
+from sprat.golf.score import score_file
+from sprat.run.model import to_torch
+from sprat.search import store
+
+CAP = 14_000
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("text"), documents())
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "attention: lowrank(4); ffn: scaled(shared(monarch(4))); embedding: lowrank(8)",
+        "circulant(4)",
+        "polynomial(1, kron(2, 8)) + seeded",
+    ],
+)
+def test_a_golf_of_an_equation_ends_in_the_cap(formula, text, tmp_path):
+    chosen, out = recipe(equation=formula), tmp_path / "small.sprat"
+    result = golf(chosen, text, str(CAP), Length("tokens", 6000), out)
+    (row,) = result["runs"]
+    assert row["bytes"] == out.stat().st_size <= CAP
+    assert row["engine"] == "torch" and row["bits_per_byte"] < 4.0
+    # What is stored are the factors: as many numbers as the decoder has, and no others.
+    with container.open(out) as artifact:
+        assert sum(line.weights for line in artifact.ledger().lines) == row["parameters"]
+        read = to_torch(artifact)
+    model = Decoder(chosen, row["vocabulary"], 0).eval()
+    model.load_state_dict({name: value for name, value in read.state_dict().items() if "lm_head" not in name})
+    ids = torch.arange(50)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(read(input_ids=ids).logits, model(ids))
+    # The file scores what the model that it was made from scored, but for the rounding.
+    assert abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.2
+    assert score_file(out, documents()[:2]).bits_per_byte < 4.0
+
+
+def test_the_fisher_metric_predicts_what_rounding_costs():
+    chosen = recipe(equation="lowrank(8)")
+    model = Decoder(chosen, 320, 0).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # a model that says something
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    ids = torch.randint(0, 320, (64, 32), generator=generator)
+    found = store.targets(model)
+    metrics = store.measure(model, found, ids, chosen.fit_recipe(), 0)
+    predicted = 0.0
+    moved = Decoder(chosen, 320, 0).eval()
+    moved.load_state_dict(model.state_dict())
+    parameters = dict(moved.named_parameters())
+    for target, metric in zip(found, metrics, strict=True):
+        step = 0.02 * torch.randn(target.w.shape, generator=generator)
+        predicted += 0.5 * float(metric.g @ ((step @ metric.h) * step).sum(1))
+        with torch.no_grad():
+            for name, part in zip(target.names, step.split(target.rows[0]), strict=True):
+                parameters[name].add_(part)
+    measured = store.divergence(model, moved, ids)
+    assert 0.5 < measured / predicted < 2.0
