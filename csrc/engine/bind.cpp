@@ -162,14 +162,7 @@ void set_embedding(Model& model, std::shared_ptr<Packed> packed) {
     require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary &&
                 packed->output == 0,
             "embedding: the wrong shape");
-    std::vector<int32_t> where(static_cast<size_t>(packed->rows), -1);
-    for (const Chunk& chunk : packed->chunks)
-        for (int32_t r = 0; r < chunk.rows; ++r) {
-            const int32_t stored = chunk.first * kRows + r;
-            where[static_cast<size_t>(chunk.first * kRows + packed->place[static_cast<size_t>(stored)])] = stored;
-        }
     model.embedding = std::move(packed);
-    model.embedding_row = std::move(where);
 }
 
 // Throws where something is missing; a model must pass before its first step.
@@ -361,10 +354,10 @@ void register_engine(nb::module_& m) {
     });
     m.def("write_entries", &write_entries);
     m.def("restore", &restore);
-    m.def("expand_row", [](const Packed& packed, int stored, const Array<float>& out) {
-        require(stored >= 0 && stored < packed.blocks * kRows && out.shape(0) == static_cast<size_t>(packed.columns),
+    m.def("expand_row", [](const Packed& packed, int row, const Array<float>& out) {
+        require(row >= 0 && row < packed.rows && out.shape(0) == static_cast<size_t>(packed.columns),
                 "expand_row: out of range");
-        expand_row(packed, stored, out.data());
+        expand_row(packed, row, out.data());
     });
     // What loading freed goes back to the system, where the allocator would keep it.
     m.def("trim_memory", [] {

@@ -95,7 +95,7 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
     inner_.resize(n * 2 * inner);
     Pool& pool = *pool_;
     each_token(pool, count, [&](size_t t) {
-        expand_row(*embedding, embedding_row[size(tokens[t].id)], x_.data() + t * hidden);
+        expand_row(*embedding, tokens[t].id, x_.data() + t * hidden);
         if (shape.embed_scale != 1) scale_by(shape.embed_scale, hidden, x_.data() + t * hidden);
     });
     angles(tokens, count);
@@ -113,18 +113,23 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
     };
     for (int l = 0; l < shape.layers; ++l) {
         const Layer& layer = layers[size(l)];
+        for (int h = 0; count == 1 && h < shape.kv_heads; ++h) parts[0].cache->fetch(l, h, tokens[0].position);
         normed(layer.input_norm);
+        layer.o.fetch();
         layer.qkv.apply(compute_, h_.data(), hidden, count, qkv_.data(), width);
         rotate_and_store(parts, tokens, count, l);
         attention(parts, tokens, count, l);
+        layer.gate_up.fetch();
         layer.o.apply(compute_, mixed_.data(), query, count, h_.data(), hidden);
         add_back(layer.post_attention_norm);
         normed(layer.mlp_norm);
+        layer.down.fetch();
         layer.gate_up.apply(compute_, h_.data(), hidden, count, inner_.data(), 2 * inner);
         each_token(pool, count, [&](size_t t) {
             float* gate = inner_.data() + t * 2 * inner;
             (shape.gelu ? gelu_times : silu_times)(gate + inner, inner, gate);
         });
+        (l + 1 < shape.layers ? layers[size(l + 1)].qkv : head).fetch();
         layer.down.apply(compute_, inner_.data(), 2 * inner, count, h_.data(), hidden);
         add_back(layer.post_mlp_norm);
     }

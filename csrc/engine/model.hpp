@@ -39,7 +39,6 @@ class Model {
     std::vector<Layer> layers;
     std::vector<Rope> ropes;
     std::shared_ptr<Packed> embedding;
-    std::vector<int32_t> embedding_row;  // where a token's row is stored
     std::vector<float> final_norm;
     Linear head;
 
