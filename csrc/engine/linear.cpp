@@ -152,18 +152,6 @@ size_t Linear::bytes() const {
     return sum;
 }
 
-void Linear::fetch() const {
-    const auto lines = [](const auto* at, size_t count) {
-        const auto* bytes = reinterpret_cast<const char*>(at);
-        for (size_t i = 0; i < count * sizeof *at; i += 64) __builtin_prefetch(bytes + i);
-    };
-    for (const auto& part : parts) {
-        lines(part->column_index.data(), part->column_index.size());
-        lines(part->column_scale.data(), part->column_scale.size());
-        lines(part->chunks.data(), part->chunks.size());
-    }
-}
-
 void Linear::apply(Compute& compute, const float* x, size_t stride_x, int tokens, float* y, size_t stride_y) const {
     // Kept between calls: at most three parts share an input.
     thread_local std::vector<Activations> activations;

@@ -20,8 +20,6 @@ struct Linear {
     std::vector<float> bias;  // empty: none
 
     size_t bytes() const;
-    // What its product reads first and in no long run, on its way to the cache.
-    void fetch() const;
     // y (tokens, stride_y) = x (tokens, stride_x) W^T + bias.
     void apply(Compute& compute, const float* x, size_t stride_x, int tokens, float* y, size_t stride_y) const;
 };

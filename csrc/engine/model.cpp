@@ -115,21 +115,17 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
         const Layer& layer = layers[size(l)];
         for (int h = 0; count == 1 && h < shape.kv_heads; ++h) parts[0].cache->fetch(l, h, tokens[0].position);
         normed(layer.input_norm);
-        layer.o.fetch();
         layer.qkv.apply(compute_, h_.data(), hidden, count, qkv_.data(), width);
         rotate_and_store(parts, tokens, count, l);
         attention(parts, tokens, count, l);
-        layer.gate_up.fetch();
         layer.o.apply(compute_, mixed_.data(), query, count, h_.data(), hidden);
         add_back(layer.post_attention_norm);
         normed(layer.mlp_norm);
-        layer.down.fetch();
         layer.gate_up.apply(compute_, h_.data(), hidden, count, inner_.data(), 2 * inner);
         each_token(pool, count, [&](size_t t) {
             float* gate = inner_.data() + t * 2 * inner;
             (shape.gelu ? gelu_times : silu_times)(gate + inner, inner, gate);
         });
-        (l + 1 < shape.layers ? layers[size(l + 1)].qkv : head).fetch();
         layer.down.apply(compute_, inner_.data(), 2 * inner, count, h_.data(), hidden);
         add_back(layer.post_mlp_norm);
     }
