@@ -158,20 +158,10 @@ void set_layer(Model& model, int layer, int window, int rope) {
     model.layers[static_cast<size_t>(layer)].rope = rope;
 }
 
-// Where each row of a table is stored.
-std::vector<int32_t> stored_rows(const Packed& packed) {
-    std::vector<int32_t> where(static_cast<size_t>(packed.rows), -1);
-    for (const Chunk& chunk : packed.chunks)
-        for (int32_t stored = chunk.first * kRows; stored < chunk.first * kRows + chunk.rows; ++stored)
-            where[static_cast<size_t>(chunk.first * kRows + packed.place[static_cast<size_t>(stored)])] = stored;
-    return where;
-}
-
 void set_embedding(Model& model, std::shared_ptr<Packed> packed) {
     require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary &&
                 packed->output == 0,
             "embedding: the wrong shape");
-    model.embedding_row = stored_rows(*packed);
     model.embedding = std::move(packed);
 }
 
@@ -179,7 +169,7 @@ void set_ngrams(Model& model, std::shared_ptr<Packed> packed, int order) {
     require(packed && packed->rows > 0 && packed->columns <= model.shape.hidden && packed->output == 0 &&
                 (order == 2 || order == 3),
             "ngrams: the wrong shape");
-    model.ngrams = {packed, stored_rows(*packed), order};
+    model.ngrams = {std::move(packed), order};
 }
 
 // Throws where something is missing; a model must pass before its first step.
@@ -373,10 +363,10 @@ void register_engine(nb::module_& m) {
     });
     m.def("write_entries", &write_entries);
     m.def("restore", &restore);
-    m.def("expand_row", [](const Packed& packed, int stored, const Array<float>& out) {
-        require(stored >= 0 && stored < packed.blocks * kRows && out.shape(0) == static_cast<size_t>(packed.columns),
+    m.def("expand_row", [](const Packed& packed, int row, const Array<float>& out) {
+        require(row >= 0 && row < packed.rows && out.shape(0) == static_cast<size_t>(packed.columns),
                 "expand_row: out of range");
-        expand_row(packed, stored, out.data());
+        expand_row(packed, row, out.data());
     });
     // What loading freed goes back to the system, where the allocator would keep it.
     m.def("trim_memory", [] {

@@ -12,6 +12,13 @@ inline void write_entry(const uint8_t* values, int width, uint8_t* out) {
         std::copy(values, values + kEntry, out);
         return;
     }
+    if (width == 3) {
+        const auto nibble = [&](int i) { return d[i] | (c[i] & 4) << 1; };
+        for (int i = 0; i < kTile; ++i) out[i] = static_cast<uint8_t>(a[i] | b[i] << 3 | c[i] << 6);
+        for (int i = 0; i < kTile / 2; ++i)
+            out[kTile + i] = static_cast<uint8_t>(nibble(i) | nibble(i + kTile / 2) << 4);
+        return;
+    }
     if (width & 4) {
         for (int i = 0; i < kTile; ++i) out[i] = static_cast<uint8_t>((a[i] & 15) | b[i] << 4);
         for (int i = 0; i < kTile; ++i) out[kTile + i] = static_cast<uint8_t>((c[i] & 15) | d[i] << 4);
@@ -36,6 +43,16 @@ inline void read_planes(const Planes& planes, int width, uint8_t* values) {
     uint8_t *a = values, *b = a + kTile, *c = b + kTile, *d = c + kTile;
     if (width == 8) {
         std::copy(planes.nibbles, planes.nibbles + kEntry, values);
+        return;
+    }
+    if (width == 3) {
+        for (int i = 0; i < kTile; ++i) {
+            const int byte = planes.pairs[i], nibble = planes.bits[i % (kTile / 2)] >> i / (kTile / 2) * 4 & 15;
+            a[i] = byte & 7;
+            b[i] = byte >> 3 & 7;
+            c[i] = static_cast<uint8_t>(byte >> 6 | (nibble >> 1 & 4));
+            d[i] = nibble & 7;
+        }
         return;
     }
     const int above = width & 4 ? 4 : 0, top = above + (width & 2 ? 2 : 0);

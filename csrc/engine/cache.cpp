@@ -2,9 +2,9 @@
 
 #include <sys/mman.h>
 
-#include <cmath>
+#include <algorithm>
+#include <bit>
 #include <cstring>
-#include <limits>
 #include <new>
 
 namespace sprat::engine {
@@ -20,19 +20,19 @@ Bf16 to_bf16(float x) {
 
 int round_up(int n) { return static_cast<int>((int64_t{n} + kGroup - 1) / kGroup * kGroup); }
 
-// The scale of `n` numbers of which the largest becomes 127; not finite where they are not.
-float scale_of(const float* x, size_t n) {
-    float most = 0;
+// x (n) as bytes, 128 + x / scale to nearest, ties to even; the scale, by which the largest is 127. What is not finite
+// gives a scale that is not.
+float to_bytes(const float* x, size_t n, uint8_t* out) {
+    // In integers, which compilers vectorise: sizes are ordered as their bits are.
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; ++i) most = std::max(most, std::bit_cast<uint32_t>(x[i]) & 0x7fffffff);
+    const float scale = std::bit_cast<float>(most) / 127.0f, inverse = scale > 1e-30f ? 1 / scale : 0.0f;
     for (size_t i = 0; i < n; ++i) {
-        if (std::isnan(x[i])) return std::numeric_limits<float>::quiet_NaN();
-        most = std::max(most, std::fabs(x[i]));
+        constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: a sum has its integer in the last bits
+        const uint32_t r = std::bit_cast<uint32_t>(x[i] * inverse + kMagic) - std::bit_cast<uint32_t>(kMagic) + 128;
+        out[i] = static_cast<uint8_t>(r - 1 < 255 ? r : 128);
     }
-    return most / 127.0f;
-}
-
-uint8_t to_byte(float x, float inverse) {
-    const float r = (x * inverse + 12582912.0f) - 12582912.0f;  // to nearest, ties to even
-    return static_cast<uint8_t>(128 + (r >= -127.0f && r <= 127.0f ? static_cast<int>(r) : 0));
+    return scale;
 }
 
 template <int Half>
@@ -100,6 +100,19 @@ size_t Cache::bytes() const {
     return vectors * (static_cast<size_t>(padded_) * number_bytes() + scale_bytes());
 }
 
+void Cache::fetch(int layer, int head, int position) {
+    if (precision_ != Precision::kInt8) return;
+    const auto at = static_cast<size_t>(position), padded = static_cast<size_t>(padded_);
+    const uint8_t* keys_here = keys<uint8_t>(layer, head) + at / kGroup * kGroup * padded;
+    const uint8_t* values_here = values<uint8_t>(layer, head) + at / kPanel * 2 * kEntry;
+    for (size_t i = 0; i < kGroup * padded; i += 64) __builtin_prefetch(keys_here + i, 1);
+    for (size_t d = 0; d < padded; d += kGroup)
+        for (size_t i = 0; i < 2 * kEntry; i += 64)
+            __builtin_prefetch(values_here + d * static_cast<size_t>(rounded_) + i, 1);
+    __builtin_prefetch(key_scales(layer, head) + at, 1);
+    __builtin_prefetch(value_scales(layer, head) + at, 1);
+}
+
 void Cache::put(int layer, int head, int position, const float* key, const float* value) {
     const auto at = static_cast<size_t>(position), width = static_cast<size_t>(padded_);
     if (precision_ == Precision::kInt8) return put_bytes(layer, head, at, key, value);
@@ -126,18 +139,16 @@ void Cache::put_bytes(int layer, int head, size_t position, const float* key, co
     std::copy(key, key + dimension, spread);
     std::fill(spread + dimension, spread + padded, 0.0f);
     spread_dimensions(spread, padded);
-    const float key_scale = scale_of(spread, padded), value_scale = scale_of(value, dimension);
-    key_scales(layer, head)[position] = key_scale;
-    value_scales(layer, head)[position] = value_scale;
-    const auto inverse = [](float scale) { return scale > 1e-30f ? 1 / scale : 0.0f; };
-    const float key_inverse = inverse(key_scale), value_inverse = inverse(value_scale);
+    uint8_t key_bytes[kMaxDimension], value_bytes[kMaxDimension];
+    key_scales(layer, head)[position] = to_bytes(spread, padded, key_bytes);
+    value_scales(layer, head)[position] = to_bytes(value, dimension, value_bytes);
     uint8_t* keys_here = keys<uint8_t>(layer, head) + position / kGroup * kGroup * padded;
     uint8_t* values_here = values<uint8_t>(layer, head) + position / kPanel * 2 * kEntry;
-    for (size_t d = 0; d < padded; ++d)
-        keys_here[d / kPanel * 2 * kEntry + within(position % kGroup, d % kPanel)] = to_byte(spread[d], key_inverse);
+    for (size_t d = 0; d < padded; d += 4)
+        std::memcpy(keys_here + d / kPanel * 2 * kEntry + within(position % kGroup, d % kPanel), key_bytes + d, 4);
     for (size_t d = 0; d < dimension; ++d)
         values_here[d / kGroup * kGroup * static_cast<size_t>(rounded_) + within(d % kGroup, position % kPanel)] =
-            to_byte(value[d], value_inverse);
+            value_bytes[d];
 }
 
 }  // namespace sprat::engine

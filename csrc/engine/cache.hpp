@@ -75,6 +75,8 @@ class Cache {
     }
     float* value_scales(int layer, int head) { return key_scales(layer, heads_ + head); }
 
+    // What `put` writes, on its way to the processor's cache: stores that miss wait for each other.
+    void fetch(int layer, int head, int position);
     void put(int layer, int head, int position, const float* key, const float* value);
 
   private:

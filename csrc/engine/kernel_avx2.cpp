@@ -20,6 +20,14 @@ SPRAT_TARGET inline __m256i splat(int byte) { return _mm256_set1_epi8(static_cas
 template <int W>
 SPRAT_TARGET inline __m256i half_tile(const Planes& at, int t, int half) {
     if constexpr (W == 8) return load(at.nibbles + 64 * t + 32 * half);
+    if constexpr (W == 3) {
+        const __m256i a = load(at.pairs + 32 * half);
+        const __m256i b = _mm256_and_si256(_mm256_srli_epi16(load(at.bits), 4 * half), splat(15));
+        if (t == 2)
+            return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 6), splat(3)),
+                                   _mm256_and_si256(_mm256_srli_epi16(b, 1), splat(4)));
+        return _mm256_and_si256(t == 3 ? b : _mm256_srli_epi16(a, 3 * t), splat(7));
+    }
     __m256i v = _mm256_setzero_si256();
     if constexpr (W & 4)
         v = _mm256_and_si256(_mm256_srli_epi16(load(at.nibbles + t / 2 * 64 + 32 * half), t % 2 * 4), splat(15));

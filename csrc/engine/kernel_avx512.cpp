@@ -27,6 +27,19 @@ SPRAT_TARGET inline void tiles(const Planes& at, __m512i* out) {
         for (int t = 0; t < 4; ++t) out[t] = _mm512_loadu_si512(at.nibbles + 64 * t);
         return;
     }
+    if constexpr (W == 3) {
+        const __m512i a = _mm512_loadu_si512(at.pairs), seven = splat(7);
+        const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at.bits)));
+        const __m512i by = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_setzero_si256(), 0);
+        const __m512i b = _mm512_srlv_epi16(both, by);
+        constexpr int kChoose = 0xca;  // a ? b : c, bit by bit
+        out[0] = _mm512_and_si512(a, seven);
+        out[1] = _mm512_and_si512(_mm512_srli_epi16(a, 3), seven);
+        const __m512i c = _mm512_ternarylogic_epi32(splat(3), _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 1), kChoose);
+        out[2] = _mm512_and_si512(c, seven);
+        out[3] = _mm512_and_si512(b, seven);
+        return;
+    }
     if constexpr (W & 4) {
         const __m512i a = _mm512_loadu_si512(at.nibbles), b = _mm512_loadu_si512(at.nibbles + 64), low = splat(15);
         out[0] = _mm512_and_si512(a, low);

@@ -23,6 +23,12 @@ namespace {
 template <int W>
 SPRAT_TARGET inline uint8x16_t quarter_tile(const Planes& at, int t, int part) {
     if constexpr (W == 8) return vld1q_u8(at.nibbles + 64 * t + 16 * part);
+    if constexpr (W == 3) {
+        const uint8x16_t a = vld1q_u8(at.pairs + 16 * part), both = vld1q_u8(at.bits + part % 2 * 16);
+        const uint8x16_t b = part / 2 ? vshrq_n_u8(both, 4) : vandq_u8(both, vdupq_n_u8(15));
+        if (t == 2) return vorrq_u8(vshrq_n_u8(a, 6), vandq_u8(vshrq_n_u8(b, 1), vdupq_n_u8(4)));
+        return vandq_u8(t == 3 ? b : t == 1 ? vshrq_n_u8(a, 3) : a, vdupq_n_u8(7));
+    }
     uint8x16_t v = vdupq_n_u8(0);
     if constexpr (W & 4) {
         const uint8x16_t raw = vld1q_u8(at.nibbles + t / 2 * 64 + 16 * part);

@@ -36,9 +36,11 @@ constexpr bool is_high(int bucket) { return bucket >= 8; }
 //   4: 128 bytes: tile t in the low (t even) or high nibbles of vector t / 2;
 //   2: 64 bytes: tile t in bits 2 t and 2 t + 1;
 //   1: 32 bytes: tile t in the t-th 8 bytes, a bit a weight.
+// Width 3, the commonest of small files, is not 2 + 1: in 64 bytes tile 0, tile 1 and the lower two bits of tile 2; in the
+// nibbles of 32 bytes (lower ones: weights 0 to 31) tile 3 and, above it, what tile 2 lacks. No bit needs a mask register.
 // The entries of a bucket follow each other; each bucket begins on a 64-byte boundary.
 struct Planes {
-    const uint8_t *nibbles, *pairs, *bits;  // nibbles: the bytes where the width is 8
+    const uint8_t *nibbles, *pairs, *bits;  // nibbles: the bytes where the width is 8; pairs, bits: the two of width 3
 };
 constexpr size_t entry_bytes(int width) { return static_cast<size_t>(32 * width); }
 constexpr size_t bucket_bytes(int width, size_t count) { return (count * entry_bytes(width) + 63) / 64 * 64; }
@@ -88,8 +90,8 @@ struct Packed {
     std::shared_ptr<Arena> arena;      // holds the chunks' data
     std::vector<uint8_t> meta;
     std::vector<Outlier> outliers;
-    std::vector<float> row_scale;      // (blocks * 16) as stored
-    std::vector<uint16_t> place;       // (blocks * 16) which of its chunk's rows a stored row is
+    std::vector<float> row_scale;      // (rows)
+    std::vector<uint16_t> place;       // (rows) where in its chunk a row is stored
     std::vector<float> column_scale;   // (panels * 16) as stored; 0 behind the last column
     std::vector<int32_t> column_index; // (panels * 16) which input a stored column takes
 

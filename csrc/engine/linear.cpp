@@ -71,12 +71,12 @@ void add_outliers(const Packed& part, const Chunk& chunk, const float* x, float*
     }
 }
 
-// A chunk's rows as stored, times their scales, in their own order.
+// A chunk's rows as stored, times their scales, in their own order. (Read here and there, written straight on.)
 void reorder(const Packed& part, const Chunk& chunk, const float* from, float* to) {
     const size_t first = static_cast<size_t>(chunk.first) * kRows, rows = static_cast<size_t>(chunk.rows);
     const float* scale = part.row_scale.data() + first;
     const uint16_t* place = part.place.data() + first;
-    for (size_t r = 0; r < rows; ++r) to[place[r]] = from[r] * scale[r];
+    for (size_t r = 0; r < rows; ++r) to[r] = from[place[r]] * scale[r];
 }
 
 struct Task {  // one chunk of a part; y points to its first output of the first token
@@ -125,8 +125,7 @@ void multiply_many(Compute& compute, const Task& task, int thread) {
     Unpacked& unpacked = compute.unpacked[static_cast<size_t>(thread)];
     std::vector<float>& room = compute.results[static_cast<size_t>(thread)];
     const size_t pairs = (static_cast<size_t>(chunk.blocks) + 1) / 2, rows = pairs * 2 * kRows;
-    if (room.size() < rows * (kTokens + 1)) room.resize(rows * (kTokens + 1));
-    float* ordered = room.data() + rows * kTokens;
+    if (room.size() < rows * kTokens) room.resize(rows * kTokens);
     unpack_chunk(*compute.kernel, part, chunk, unpacked);
     for (int t = 0; t < task.in.input.tokens; t += kTokens) {
         const int count = std::min(kTokens, task.in.input.tokens - t);
@@ -140,9 +139,7 @@ void multiply_many(Compute& compute, const Task& task, int thread) {
             const size_t token = static_cast<size_t>(t) + i;
             float* result = room.data() + i * rows;
             add_outliers(part, chunk, task.in.x.data() + token * static_cast<size_t>(part.padded_columns()), result);
-            // Sorted out in the nearest cache, then written to y straight on.
-            reorder(part, chunk, result, ordered);
-            std::copy(ordered, ordered + chunk.rows, task.y + token * task.stride);
+            reorder(part, chunk, result, task.y + token * task.stride);
         }
     }
 }

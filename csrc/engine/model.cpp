@@ -100,7 +100,7 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
     inner_.resize(n * 2 * inner);
     Pool& pool = *pool_;
     each_token(pool, count, [&](size_t t) {
-        expand_row(*embedding, embedding_row[size(tokens[t].id)], x_.data() + t * hidden);
+        expand_row(*embedding, tokens[t].id, x_.data() + t * hidden);
         if (shape.embed_scale != 1) scale_by(shape.embed_scale, hidden, x_.data() + t * hidden);
         if (ngrams.table)
             add_ngrams(parts[size(tokens[t].part)].cache->ids, tokens[t].position, h_.data() + t * hidden,
@@ -121,6 +121,7 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
     };
     for (int l = 0; l < shape.layers; ++l) {
         const Layer& layer = layers[size(l)];
+        for (int h = 0; count == 1 && h < shape.kv_heads; ++h) parts[0].cache->fetch(l, h, tokens[0].position);
         normed(layer.input_norm);
         layer.qkv.apply(compute_, h_.data(), hidden, count, qkv_.data(), width);
         rotate_and_store(parts, tokens, count, l);
@@ -144,8 +145,8 @@ void Model::add_ngrams(const std::vector<int32_t>& ids, int position, float* scr
     for (int back = 1; back < ngrams.order; ++back) {
         const int64_t before = position >= back ? ids[size(position - back)] : 0;
         mixed ^= (before + 1) * kMultipliers[back];
-        const auto row = size(static_cast<int>((mixed >> 15) % ngrams.table->rows));
-        expand_row(*ngrams.table, ngrams.row[row], scratch);
+        const auto row = static_cast<int32_t>((mixed >> 15) % ngrams.table->rows);
+        expand_row(*ngrams.table, row, scratch);
         add(scratch, size(ngrams.table->columns), x);
     }
 }

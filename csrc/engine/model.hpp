@@ -35,7 +35,6 @@ struct Part {  // a session's share of a step
 // the token, and of the triple where `order` is 3 (sprat/golf/blocks/ngrams.py).
 struct Ngrams {
     std::shared_ptr<Packed> table;
-    std::vector<int32_t> row;  // where a row is stored
     int order = 2;
 };
 
@@ -47,8 +46,7 @@ class Model {
     std::vector<Layer> layers;
     std::vector<Rope> ropes;
     std::shared_ptr<Packed> embedding;
-    std::vector<int32_t> embedding_row;  // where a token's row is stored
-    Ngrams ngrams;                       // without a table: none
+    Ngrams ngrams;  // without a table: none
     std::vector<float> final_norm;
     Linear head;
 

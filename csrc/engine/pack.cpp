@@ -200,8 +200,8 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
     parts = std::max(1, std::min<int>(parts, out->blocks));
     int chunks = std::max((out->blocks + kMaxBlocks - 1) / kMaxBlocks, parts);
     chunks = std::min<int>((chunks + parts - 1) / parts * parts, out->blocks);
-    out->row_scale.assign(static_cast<size_t>(out->blocks) * kRows, 0);
-    out->place.assign(static_cast<size_t>(out->blocks) * kRows, 0);
+    out->row_scale.assign(row_scale, row_scale + rows);
+    out->place.resize(static_cast<size_t>(rows));
     Arranged arranged;
     for (int64_t c = 0; c < chunks; ++c) {
         Chunk chunk;
@@ -221,12 +221,9 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
         arranged.low.resize(entries);
         arranged.high.resize(entries);
         for (int32_t r = 0; r < chunk.blocks * kRows; ++r) {
-            const auto stored = static_cast<size_t>(begin + r);
-            out->place[stored] = static_cast<uint16_t>(r);
             if (r < chunk.rows) {
                 const auto source = static_cast<size_t>(row_order[static_cast<size_t>(r)]);
-                out->row_scale[stored] = row_scale[source];
-                out->place[stored] = static_cast<uint16_t>(source - static_cast<size_t>(begin));
+                out->place[source] = static_cast<uint16_t>(r);
                 arrange_row(q + source * static_cast<size_t>(columns), column_order, r, arranged, out->outliers);
             }
             if (r % kRows == kRows - 1) arranged.measure(r / kRows);
@@ -245,19 +242,18 @@ template std::shared_ptr<Packed> pack(const int16_t*, int32_t, int32_t, const fl
 template std::shared_ptr<Packed> pack(const int32_t*, int32_t, int32_t, const float*, const float*, int32_t, int,
                                       std::shared_ptr<Arena>);
 
-void expand_row(const Packed& packed, int32_t stored, float* out) {
-    const int32_t block = stored / kRows, lane = stored % kRows;
-    const auto found = std::find_if(packed.chunks.begin(), packed.chunks.end(), [&](const Chunk& c) {
-        return block < c.first + c.blocks;
+void expand_row(const Packed& packed, int32_t row, float* out) {
+    const Chunk& chunk = *std::find_if(packed.chunks.begin(), packed.chunks.end(), [&](const Chunk& c) {
+        return row / kRows < c.first + c.blocks;
     });
-    const Chunk& chunk = *found;
-    const auto wanted = static_cast<uint8_t>(block - chunk.first);
+    const int32_t stored = packed.place[static_cast<size_t>(row)], lane = stored % kRows;
+    const auto wanted = static_cast<uint8_t>(stored / kRows);
     const uint8_t* meta = packed.meta.data() + chunk.meta;
     const uint8_t* data = chunk.data;
-    const float scale = packed.row_scale[static_cast<size_t>(stored)];
+    const float scale = packed.row_scale[static_cast<size_t>(row)];
     uint8_t values[kEntry];
     for (int32_t panel = 0; panel < packed.panels; ++panel) {
-        int32_t row[kPanel] = {};
+        int32_t found[kPanel] = {};
         const uint8_t* counts = meta;
         meta += kBuckets;
         for (int bucket = 0; bucket < kBuckets; ++bucket) {
@@ -266,7 +262,7 @@ void expand_row(const Packed& packed, int32_t stored, float* out) {
                 read_entry(data, w, static_cast<size_t>(static_cast<const uint8_t*>(hit) - meta), values);
                 for (int c = 0; c < kPanel; ++c) {
                     const int v = values[c / 4 * kTile + 4 * lane + c % 4] - (1 << (w - 1));
-                    row[c] += is_high(bucket) ? v * 256 : v;
+                    found[c] += is_high(bucket) ? v * 256 : v;
                 }
             }
             meta += counts[bucket];
@@ -275,14 +271,13 @@ void expand_row(const Packed& packed, int32_t stored, float* out) {
         for (int c = 0; c < kPanel; ++c) {
             const auto j = static_cast<size_t>(panel * kPanel + c);
             if (j < static_cast<size_t>(packed.columns))
-                out[packed.column_index[j]] = static_cast<float>(row[c]) * scale * packed.column_scale[j];
+                out[packed.column_index[j]] = static_cast<float>(found[c]) * scale * packed.column_scale[j];
         }
     }
-    const int32_t local = stored - chunk.first * kRows;
     for (size_t o = chunk.outliers; o < chunk.outliers_end; ++o) {
         const Outlier& outlier = packed.outliers[o];
         const auto j = static_cast<size_t>(outlier.column);
-        if (outlier.row == local) out[packed.column_index[j]] = outlier.value * scale * packed.column_scale[j];
+        if (outlier.row == stored) out[packed.column_index[j]] = outlier.value * scale * packed.column_scale[j];
     }
 }
 

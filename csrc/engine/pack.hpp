@@ -12,7 +12,7 @@ std::shared_ptr<Packed> pack(const T* q, int32_t rows, int32_t columns, const fl
                              const float* column_scale, int32_t output, int parts,
                              std::shared_ptr<Arena> arena);
 
-// One row of the matrix as it is used, W[row] in float32: out (columns). `stored`: where the layout has it.
-void expand_row(const Packed& packed, int32_t stored, float* out);
+// One row of the matrix as it is used, W[row] in float32: out (columns).
+void expand_row(const Packed& packed, int32_t row, float* out);
 
 }  // namespace sprat::engine

@@ -117,9 +117,9 @@ Restored from_head(const uint8_t* head, size_t size) {
     p.panels = (p.columns + kPanel - 1) / kPanel;
     p.blocks = (p.rows + kRows - 1) / kRows;
     const auto parts = in.take<Part>(static_cast<size_t>(fixed.chunks));
-    const size_t stored = static_cast<size_t>(p.blocks) * kRows, columns = static_cast<size_t>(p.padded_columns());
-    p.row_scale = in.take<float>(stored);
-    p.place = in.take<uint16_t>(stored);
+    const size_t rows = static_cast<size_t>(p.rows), columns = static_cast<size_t>(p.padded_columns());
+    p.row_scale = in.take<float>(rows);
+    p.place = in.take<uint16_t>(rows);
     p.column_scale = in.take<float>(columns);
     p.column_index = in.take<int32_t>(columns);
     p.outliers = in.take<Outlier>(fixed.outliers);

@@ -103,8 +103,8 @@ def test_heads_that_lie_are_refused_or_harmless(q, data):
     x = np.ones((5, back.columns), np.float32)
     for tokens in (1, 5):
         product(back, x[:tokens])
-    for stored in range(back.rows):
-        _core.expand_row(back, stored, np.empty(back.columns, np.float32))
+    for row in range(back.rows):
+        _core.expand_row(back, row, np.empty(back.columns, np.float32))
 
 
 @pytest.mark.parametrize("change", ["entries", "entries cut", "more than there is"])

@@ -42,14 +42,21 @@ def load(model: Any, artifact: Artifact, arch: Architecture, threads: int, keep:
 def _unpack(artifact: Artifact, arch: Architecture, threads: int) -> list[Piece]:
     """Decode and pack every tensor, several at a time, each matrix freed as soon as it is packed."""
     arena = _core.Arena()
-
-    def read(name: str) -> list[Piece]:
-        return list(_parts(artifact.entry(name), arch, threads, arena))
-
     # The vocabulary's matrices are the largest: first, so that no thread is left with one at the end.
     names = sorted(artifact.names, key=lambda name: not ("embed" in name or "lm_head" in name))
-    with ThreadPoolExecutor(threads) as pool:
-        pieces = [piece for found in pool.map(read, names) for piece in found]
+    left, found = iter(names), dict[str, list[Piece]]()
+
+    def work() -> None:
+        for name in left:
+            found[name] = list(_parts(artifact.entry(name), arch, threads, arena))
+
+    # This thread works too: what others free stays in heaps of their own, which the allocator does not give back.
+    with ThreadPoolExecutor(max(1, threads - 1)) as pool:
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+    for other in others:
+        other.result()
+    pieces = [piece for name in names for piece in found[name]]
     artifact.release_pages()
     _core.trim_memory()
     return pieces

@@ -30,7 +30,7 @@ from sprat import _core
 from sprat.folders import cache_root
 
 #: One more with every change of the run layout (csrc/engine/layout.hpp), of how it is chosen, or of this file.
-VERSION = 1
+VERSION = 2
 MAGIC = b"SPRATRUN"
 #: magic, key, bytes of the index, its digest
 _START = struct.Struct("<8s32sQ32s")
