@@ -121,7 +121,7 @@ class Recipe:
     distill: float = 0.5
     """How much of the loss is what the teacher says, and not the text."""
     compile: bool = False
-    """torch.compile the model: minutes of compiling that count, for steps that may be faster."""
+    """torch.compile the model: some 13 s of compiling, which count, for steps that are 3 to 6 % faster on a CPU."""
     precision: str = "auto"
     """"float32", "bf16" (autocast), or "auto": bf16 where the processor multiplies it natively."""
 

@@ -30,10 +30,11 @@ from sprat.fit import FitResult
 from sprat.level import predict, search
 from sprat.level.curve import curve
 from sprat.level.rounding import Rounded
+from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import choose_steps, round_to_level
 from sprat.progress import Progress, silent
 from sprat.search.maps import Maps
-from sprat.sense.shrink import shrink, upper_factor
+from sprat.sense.shrink import shrink
 
 #: Factors of one axis with fewer numbers than this are stored exactly.
 SMALL = 1024
@@ -59,15 +60,6 @@ class Target:
     def folded(self, tensors: Sequence[Tensor]) -> Tensor:
         """The parameters' tensors, or their gradients, as w lies."""
         return torch.cat([t.reshape(-1, self.w.shape[1]) for t in tensors])
-
-
-@dataclass(frozen=True)
-class Metric:
-    """h: (columns, columns) and its upper factor u; g: (rows,)."""
-
-    h: Tensor
-    g: Tensor
-    u: Tensor
 
 
 def targets(model: nn.Module) -> list[Target]:
@@ -130,10 +122,10 @@ def into_cap(
     with _stage(seconds, "statistics"):
         metrics = measure(model, found, learnt, recipe, seed, progress)
         steps = [
-            choose_steps(t.w, m.u.diagonal(), m.g, 1e-4, recipe) for t, m in zip(found, metrics, strict=True)
+            choose_steps(t.w, m.inputs.diagonal(), m.g, 1e-4, recipe) for t, m in zip(found, metrics, strict=True)
         ]
         spreads = [
-            predict.Spread.of(s, 1e-4, predict.echo(m.u, s)) for s, m in zip(steps, metrics, strict=True)
+            predict.Spread.of(s, 1e-4, predict.echo(m.inputs, s)) for s, m in zip(steps, metrics, strict=True)
         ]
     exact, rates = _exact(model, found), curve(recipe)
 
@@ -141,9 +133,7 @@ def into_cap(
         entries, counts = dict(exact), entropy.Counts.none()
         for target, metric in zip(found, metrics, strict=True):
             tables = entropy.prior_tables()
-            held_by = round_to_level(
-                target.w, metric.h, metric.g, level, recipe, tables, target.names[0], 1, metric.u
-            )
+            held_by = round_to_level(target.w, metric, level, recipe, tables, 1)
             entries[target.names[0]] = Entry(target.names, target.rows, held_by)
             counts = counts + entropy.count(lattices(held_by), 1)
         progress("rounding", 1, 1)
@@ -211,7 +201,7 @@ def _metric(target: Target, h: Tensor, g: Tensor, ids: Tensor, recipe: fits.Reci
     g = (g + 0.01 * g.mean() + 1e-20) / (1.01 * ids.numel())
     if columns < NARROW:
         g = torch.full_like(g, float(g.mean()))
-    return Metric(h, g, upper_factor(h, target.names[0]))
+    return Metric(h, g, name=target.names[0])
 
 
 def _exact(model: nn.Module, found: list[Target]) -> dict[str, Entry]:
