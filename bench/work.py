@@ -15,6 +15,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "column steps off": {"column_steps": False},
     "row steps off": {"row_steps": False},
     "feedback off": {"feedback": False},
+    "feedback across rows off": {"row_feedback": False},
     "rate weight 0": {"rate_weight": 0.0},
     "rate weight 1": {"rate_weight": 1.0},
     "shrinkage 1": {"shrinkage": 1.0},
