@@ -53,7 +53,7 @@ def water_filling(variances, water):
 @pytest.mark.parametrize("water", [1e-4, 1e-2, 0.3, 5.0])
 def test_components_are_every_row_times_every_eigenvalue(water):
     w, h, g = problem()
-    rows, columns = spectra(w, h, g, 0.05)
+    rows, columns = spectra(w, Metric(h, g), 0.05)
     bits, kl = water_filling(np.multiply.outer(rows, columns), water)
     found = counted(w, h, g)
     assert found.counts.sum() == w.numel()
@@ -64,13 +64,24 @@ def test_components_are_every_row_times_every_eigenvalue(water):
 def test_the_spectrum_is_that_of_the_expected_loss():
     """With every weight lost, the loss is the sum of all components: ½ E Σ g w H wᵀ of such a Gaussian."""
     w, h, g = problem()
-    rows, columns = spectra(w, h, g, 1e-9)
+    rows, columns = spectra(w, Metric(h, g), 1e-9)
     k = w.double().square().mean(0)
     r = (w.double().square() / k).mean(1)
     expected = 0.5 * float((g.double() * r).sum()) * float((k * h.double().diagonal()).sum())
     assert rows.sum() * columns.sum() == pytest.approx(expected, rel=1e-6)
     real = 0.5 * float((((w @ h) * w).sum(1) * g).sum())
     assert expected == pytest.approx(real, rel=0.1)
+
+
+def test_correlated_outputs_lower_the_bound_and_not_the_whole():
+    """The components' sum is the trace of G, whatever lies beside its diagonal; their logarithms' sum is less."""
+    w, h, g = problem()
+    near = 0.7 ** np.abs(np.subtract.outer(np.arange(len(g)), np.arange(len(g))))
+    fisher = torch.from_numpy(near).float() * (g[:, None] * g).sqrt()
+    (alone, _), (whole, _) = (spectra(w, Metric(h, g, f), 1e-9) for f in (None, fisher))
+    assert whole.sum() == pytest.approx(alone.sum(), rel=1e-5)
+    saved = np.log(alone).sum() - np.log(whole).sum()
+    assert saved == pytest.approx(-np.linalg.slogdet(near)[1], rel=1e-3)
 
 
 def test_kl_at_is_the_inverse_of_bits():

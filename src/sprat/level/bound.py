@@ -1,8 +1,9 @@
 """The rate–distortion bound of a model's statistics: the fewest bytes at which its quadratic loss can be had.
 
-Take the weights of a map as independent Gaussians, w_ij ~ N(0, r_i² k_j²), and the loss as ½ Σ_i g_i Δw_i H Δw_iᵀ nats.
-With μ the eigenvalues of K H K, K = diag(k), a map is then m·n independent components of variance v_ij = ½ g_i r_i² μ_j
-nats, and reverse water-filling (Cover & Thomas, section 10.3.3) at the water level θ gives
+Take the weights of a map as independent Gaussians, w_ij ~ N(0, r_i² k_j²), and the loss as ½ tr(G ΔW H ΔWᵀ) nats.
+With μ the eigenvalues of K H K, K = diag(k), and ν those of R G R, R = diag(r) (g_i r_i² where of G the diagonal alone is
+known), a map is then m·n independent components of variance v_ij = ½ ν_i μ_j nats, and reverse water-filling (Cover &
+Thomas, section 10.3.3) at the water level θ gives
 
     KL(θ) = Σ min(v, θ),     bits(θ) = Σ max(0, ½ log2(v / θ)),
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from sprat.level.predict import solve_level
 from sprat.level.targets import Target, Targets
+from sprat.methods.metric import Metric
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
 
@@ -70,7 +72,7 @@ def components(targets: Targets, recipe: Recipe, progress: Progress = silent) ->
 
 def _count(logs: dict[int, float], target: Target, recipe: Recipe) -> None:
     """Add a target's components to `logs`: bin -> how many."""
-    rows, columns = spectra(target.w, target.metric(recipe).h, target.g, recipe.row_floor)
+    rows, columns = spectra(target.w, target.metric(recipe), recipe.row_floor)
     a, b = (np.rint(np.log2(x[x > 0]) * _RESOLUTION).astype(int) for x in (rows, columns))
     if not (a.size and b.size):
         return
@@ -84,14 +86,19 @@ def _count(logs: dict[int, float], target: Target, recipe: Recipe) -> None:
         logs[key] = logs.get(key, 0.0) + float(both[place])
 
 
-def spectra(w: Tensor, h: Tensor, g: Tensor, row_floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) ½ g_i r_i² and (n,) μ_j for w: (m, n), h: (n, n), g: (m,), float64: v_ij is their product."""
+def spectra(w: Tensor, metric: Metric, row_floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) ½ ν_i and (n,) μ_j for w: (m, n), float64: v_ij is their product."""
     square = w.double().square()
     k = square.mean(0)
     live = k > 0
     r = (square[:, live] / k[live]).mean(1) if bool(live.any()) else torch.zeros(len(w), dtype=torch.float64)
-    g = g.double()
-    g = g.clamp_min(row_floor * float(g.mean()) + 1e-30)
-    scale = k.sqrt()
-    mu = torch.linalg.eigvalsh((h.double() * scale[:, None]) * scale).clamp_min(0)
-    return (0.5 * g * r).numpy(), mu.numpy()
+    if metric.fisher is None:
+        g = metric.g.double()
+        nu = g.clamp_min(row_floor * float(g.mean()) + 1e-30) * r
+    else:
+        nu = _eigenvalues(metric.fisher, r.sqrt())
+    return (0.5 * nu).numpy(), _eigenvalues(metric.h, k.sqrt()).numpy()
+
+
+def _eigenvalues(moments: Tensor, scale: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh((moments.double() * scale[:, None]) * scale).clamp_min(0)

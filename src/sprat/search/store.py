@@ -122,7 +122,8 @@ def into_cap(
     with _stage(seconds, "statistics"):
         metrics = measure(model, found, learnt, recipe, seed, progress)
         steps = [
-            choose_steps(t.w, m.inputs.diagonal(), m.g, 1e-4, recipe) for t, m in zip(found, metrics, strict=True)
+            choose_steps(t.w, m.inputs.diagonal(), m.g, 1e-4, recipe)
+            for t, m in zip(found, metrics, strict=True)
         ]
         spreads = [
             predict.Spread.of(s, 1e-4, predict.echo(m.inputs, s)) for s, m in zip(steps, metrics, strict=True)
