@@ -42,7 +42,7 @@ def fixed_layout(shapes: Iterable[tuple[int, int]], threads: int) -> int:
         blocks, panels = -(-rows // _ROWS), -(-columns // _PANEL)
         parts = min(threads, blocks)
         chunks = min(-(-max(-(-blocks // _CHUNK), parts) // parts) * parts, blocks)
-        total += 6 * blocks * _ROWS + 8 * panels * _PANEL + chunks * panels * _BUCKETS
+        total += 6 * rows + 8 * panels * _PANEL + chunks * panels * _BUCKETS
     return total
 
 
