@@ -158,18 +158,28 @@ void set_layer(Model& model, int layer, int window, int rope) {
     model.layers[static_cast<size_t>(layer)].rope = rope;
 }
 
+// Where each row of a table is stored.
+std::vector<int32_t> stored_rows(const Packed& packed) {
+    std::vector<int32_t> where(static_cast<size_t>(packed.rows), -1);
+    for (const Chunk& chunk : packed.chunks)
+        for (int32_t stored = chunk.first * kRows; stored < chunk.first * kRows + chunk.rows; ++stored)
+            where[static_cast<size_t>(chunk.first * kRows + packed.place[static_cast<size_t>(stored)])] = stored;
+    return where;
+}
+
 void set_embedding(Model& model, std::shared_ptr<Packed> packed) {
     require(packed && packed->columns == model.shape.hidden && packed->rows == model.shape.vocabulary &&
                 packed->output == 0,
             "embedding: the wrong shape");
-    std::vector<int32_t> where(static_cast<size_t>(packed->rows), -1);
-    for (const Chunk& chunk : packed->chunks)
-        for (int32_t r = 0; r < chunk.rows; ++r) {
-            const int32_t stored = chunk.first * kRows + r;
-            where[static_cast<size_t>(chunk.first * kRows + packed->place[static_cast<size_t>(stored)])] = stored;
-        }
+    model.embedding_row = stored_rows(*packed);
     model.embedding = std::move(packed);
-    model.embedding_row = std::move(where);
+}
+
+void set_ngrams(Model& model, std::shared_ptr<Packed> packed, int order) {
+    require(packed && packed->rows > 0 && packed->columns <= model.shape.hidden && packed->output == 0 &&
+                (order == 2 || order == 3),
+            "ngrams: the wrong shape");
+    model.ngrams = {packed, stored_rows(*packed), order};
 }
 
 // Throws where something is missing; a model must pass before its first step.
@@ -339,12 +349,14 @@ void register_engine(nb::module_& m) {
         .def("set_linear", &set_linear)
         .def("set_vector", &set_vector)
         .def("set_embedding", &set_embedding)
+        .def("set_ngrams", &set_ngrams)
         .def("step", &step)
         .def_prop_ro("threads", &Model::threads)
         .def_prop_ro("kernel", &Model::kernel)
         .def_prop_ro("bytes", [](const Model& model) {
             const auto [maps, head] = layout_bytes(model);
-            return nb::make_tuple(maps, head, model.embedding ? model.embedding->bytes() : 0);
+            const auto bytes = [](const auto& table) { return table ? table->bytes() : 0; };
+            return nb::make_tuple(maps, head, bytes(model.embedding) + bytes(model.ngrams.table));
         });
     nb::class_<Product>(m, "Product")
         .def("__init__",

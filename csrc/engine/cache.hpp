@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "layout.hpp"
 
@@ -48,6 +49,7 @@ class Cache {
     Cache& operator=(const Cache&) = delete;
 
     int length = 0;
+    std::vector<int32_t> ids;  // of its tokens, where the model looks back at them
     int capacity() const { return capacity_; }
     Precision precision() const { return precision_; }
     int padded() const { return padded_; }

@@ -65,6 +65,11 @@ void Model::step(const std::vector<Part>& parts, bool all, float* logits) {
         }
     }
     after_fork();
+    if (ngrams.table)
+        for (const Part& part : parts) {
+            part.cache->ids.resize(size(part.cache->length));
+            part.cache->ids.insert(part.cache->ids.end(), part.ids, part.ids + part.count);
+        }
     std::vector<float> last;
     size_t row = 0;
     const auto width = size(shape.hidden);
@@ -97,6 +102,9 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
     each_token(pool, count, [&](size_t t) {
         expand_row(*embedding, embedding_row[size(tokens[t].id)], x_.data() + t * hidden);
         if (shape.embed_scale != 1) scale_by(shape.embed_scale, hidden, x_.data() + t * hidden);
+        if (ngrams.table)
+            add_ngrams(parts[size(tokens[t].part)].cache->ids, tokens[t].position, h_.data() + t * hidden,
+                       x_.data() + t * hidden);
     });
     angles(tokens, count);
     const auto normed = [&](const std::vector<float>& weight) {
@@ -127,6 +135,18 @@ void Model::batch(const std::vector<Part>& parts, const Token* tokens, int count
         });
         layer.down.apply(compute_, inner_.data(), 2 * inner, count, h_.data(), hidden);
         add_back(layer.post_mlp_norm);
+    }
+}
+
+void Model::add_ngrams(const std::vector<int32_t>& ids, int position, float* scratch, float* x) const {
+    constexpr int64_t kMultipliers[] = {2654435761, 2246822519, 3266489917};
+    int64_t mixed = ids[size(position)] * kMultipliers[0];
+    for (int back = 1; back < ngrams.order; ++back) {
+        const int64_t before = position >= back ? ids[size(position - back)] : 0;
+        mixed ^= (before + 1) * kMultipliers[back];
+        const auto row = size(static_cast<int>((mixed >> 15) % ngrams.table->rows));
+        expand_row(*ngrams.table, ngrams.row[row], scratch);
+        add(scratch, size(ngrams.table->columns), x);
     }
 }
 

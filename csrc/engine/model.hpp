@@ -31,6 +31,14 @@ struct Part {  // a session's share of a step
     int count;
 };
 
+// A table of hashed n-grams, whose rows are added to the first columns of a token's embedding: of the pair that ends with
+// the token, and of the triple where `order` is 3 (sprat/golf/blocks/ngrams.py).
+struct Ngrams {
+    std::shared_ptr<Packed> table;
+    std::vector<int32_t> row;  // where a row is stored
+    int order = 2;
+};
+
 class Model {
   public:
     Model(const Shape& shape, int threads, const Kernel& kernel, bool exact);
@@ -40,6 +48,7 @@ class Model {
     std::vector<Rope> ropes;
     std::shared_ptr<Packed> embedding;
     std::vector<int32_t> embedding_row;  // where a token's row is stored
+    Ngrams ngrams;                       // without a table: none
     std::vector<float> final_norm;
     Linear head;
 
@@ -55,6 +64,7 @@ class Model {
         int part, position, id;
     };
     void batch(const std::vector<Part>& parts, const Token* tokens, int count);
+    void add_ngrams(const std::vector<int32_t>& ids, int position, float* scratch, float* x) const;
     void rotate_and_store(const std::vector<Part>& parts, const Token* tokens, int count, int layer);
     void attention(const std::vector<Part>& parts, const Token* tokens, int count, int layer);
     void angles(const Token* tokens, int count);

@@ -103,13 +103,15 @@ def fit(
     ram: str | Budget | None = None,
     context: int = CONTEXT,
     cache: str | None = None,
+    unhealed: Path | None = None,
 ) -> FitResult:
     """Fit `model` into `budget` (the whole file's bytes), `ram` (what running it takes) or both; write it to `out`.
 
     model: what `sprat.load` takes; budget: "50MB", "40%", "3.2bpw" or a Budget; calibrate: "self" (the model writes the
     text), or text files, "-" for standard input, "hub:NAME". ram counts the native engine's weights and the key-value
     cache of `context` tokens, kept in `cache` ("int8" or "bf16"; default: what the engine takes by itself); without a
-    recipe the trellis is off then, whose integers take a bit more of it. The same arguments on the same machine give
+    recipe the trellis is off then, whose integers take a bit more of it. unhealed: where to leave what rounding alone
+    gave, where healing changed it. The same arguments on the same machine give
     the same file.
 
     Raises BudgetError (naming the smallest budget that works), SourceError, StatisticsError; nothing is written then.
@@ -137,9 +139,9 @@ def fit(
         return _settled(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
 
     if recipe.method != AUTO:
-        return _concluded(settle(begin(recipe)), out)
+        return _concluded(settle(begin(recipe)), out, unhealed)
     trial, considered = auto.best(recipe, begin, limits_of, settle)
-    return replace(_concluded(trial, out), considered=tuple(considered))
+    return replace(_concluded(trial, out, unhealed), considered=tuple(considered))
 
 
 def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -> FitResult:
@@ -150,12 +152,14 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
     return _concluded(_settled(job, limits, spreads), out)
 
 
-def _concluded(trial: Trial, out: Path) -> FitResult:
-    """Heal and write."""
+def _concluded(trial: Trial, out: Path, unhealed_out: Path | None = None) -> FitResult:
+    """Heal and write; to `unhealed_out` what was there before, where healing changed it."""
     job, limits, spreads, fitted = trial.job, trial.limits, trial.spreads, trial.fitted
     measured = unhealed = trial.measured
     if job.recipe.heals:
         fitted, measured = _heal(job, fitted, measured, limits.file)
+    if unhealed_out is not None and fitted is not trial.fitted:
+        trial.fitted.file.save(unhealed_out)
     _note_distrust(job, fitted.rounded.ratios)
     _note_plenty(job, spreads, fitted.level, measured)
     memory = _memory(job, limits, fitted.rounded)

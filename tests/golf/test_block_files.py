@@ -31,7 +31,7 @@ from sprat.source.maps import groups
 TEXTS = documents()
 TOKENIZER = words.learn(TEXTS, 320)
 IDS = words.stream(TOKENIZER, TEXTS)
-NATIVE = ("all", "middle", "ternary", "binary")
+NATIVE = ("all", "middle", "ngrams", "ternary", "binary")
 
 
 def trained(block: str, tokens: int = 256 * 12, **values: object) -> Training:
@@ -94,6 +94,33 @@ def test_the_native_engine_shares_layers_as_torch_does(files, block):
     maps = native.bytes_per_token - native.resident["vocabulary"]
     assert native.resident["layout"] < maps * (len(set(owners)) + 0.5) / len(owners)
     assert native.cache_bytes_per_token == native.architecture.cache_bytes("float32")
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_native_engine_looks_back_as_torch_does(files, tmp_path, order):
+    model = Decoder(
+        r := recipe(**BLOCKS["ngrams"] | {"ngram_order": order, "fit": {"tokens": 1024, "heal": 0}}), 320
+    )
+    for p in model.parameters():
+        torch.nn.init.normal_(
+            p, 0.5 if p.ndim == 1 else 0.0, 0.2, generator=torch.Generator().manual_seed(p.numel())
+        )
+    finish.into_cap(model.eval(), r, TOKENIZER, 40000, tmp_path / "n.sprat", TEXTS, 0)
+    with sprat.open(tmp_path / "n.sprat") as artifact:
+        native = NativeEngine(artifact, threads=1, activations="float")
+        reference = open_engine(artifact, threads=1, kind="torch")
+    ids, other = IDS[:60].tolist(), IDS[100:160].tolist()
+    expected = reference.all_logits(ids)
+    assert np.allclose(native.all_logits(ids), expected, atol=2e-3)
+    one, two = native.session(), native.session()
+    native.step([one, two], [ids[:20], other[:31]])
+    native.step([two, one], [other[31:], ids[20:40]])
+    one.rewind(19)
+    assert np.allclose(native.step_all([one], [ids[19:]])[0], expected[19:], atol=2e-3)
+    assert np.allclose(
+        native.step([two], [ids[:1]])[0], reference.all_logits([*other, ids[0]])[-1], atol=2e-3
+    )
+    assert native.resident["vocabulary"] > native.bytes_per_token - native.resident["layout"]
 
 
 @pytest.mark.parametrize("kind", ["ternary", "binary"])

@@ -233,6 +233,7 @@ def test_no_token_sees_what_follows(block):
         ({"experts": 1}, "2 to 64"),
         ({"experts": 3, "chosen": 3}, "fewer than experts"),
         ({"weights": "ternary", "noise": 0.2}, "trained as they are rounded"),
+        ({"weights": "binary", "rate_term": 0.2}, "no training changes"),
         ({"weights": "binary", "finish": "int8-zlib"}, "only make larger"),
         ({"memory": "lstm"}, "none, delta"),
         ({"ngram_width": 33}, "to width"),

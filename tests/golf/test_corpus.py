@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,14 +43,49 @@ def test_validation_inside_the_training_text_is_refused_by_name(tmp_path):
     assert corpus.read(write(tmp_path, texts), 0.2, held[:1]).validation == ("A new text.",)
 
 
-def test_marked_documents_are_told_apart_and_long_texts_are_cut(tmp_path):
+def test_no_piece_of_a_long_text_is_held_out_while_another_is_learnt(tmp_path):
+    stories = ["\n\n".join(f"{n} {i} " + "word " * 200 for i in range(60)) for n in "abcdefgh"]
+    found = corpus.read(write(tmp_path, stories), 0.3)
+    assert sorted([*found.train, *found.validation]) == sorted(story.strip() for story in stories)
+    (tmp_path / "one.txt").write_text(stories[0])
+    with pytest.raises(SourceError, match="the text has 1 documents"):
+        corpus.read([tmp_path / "one.txt"], 0.3)
+
+
+def test_what_is_held_out_and_stands_in_a_document_that_is_learnt_is_not_scored(tmp_path):
+    texts = documents(20)
+    held = [text for text in texts if corpus.held_out(text, 0.2)]
+    kept = next(text for text in texts if not corpus.held_out(text, 0.2))
+    around = next(t for i in range(99) if not corpus.held_out(t := f"{i}\n{held[0]}\n{kept}", 0.2))
+    found = corpus.read(write(tmp_path, [*texts, around]), 0.2)
+    assert set(found.validation) == set(held[1:]) and found.dropped == 1
+
+
+def test_texts_are_files_folders_patterns_and_data_sets(tmp_path, monkeypatch):
     (tmp_path / "marked.txt").write_text("one<|endoftext|> two <|endoftext|>three")
     assert corpus.documents([tmp_path / "marked.txt"]) == ["one", "two", "three"]
-    paragraphs = [f"{i} " + "word " * 200 for i in range(60)]
-    (tmp_path / "long.txt").write_text("\n\n".join(paragraphs))
-    pieces = corpus.documents([tmp_path / "long.txt"])
-    assert len(pieces) > 2 and all(len(piece) >= corpus.PIECE for piece in pieces[:-1])
-    assert "\n\n".join(pieces).split() == " ".join(paragraphs).split()
+    (tmp_path / "b").mkdir()
+    for name, text in (("b/two.txt", "5"), ("b/one.txt", "4"), (".hidden", "no"), ("b/x.md", "6")):
+        (tmp_path / name).write_text(text)
+    assert corpus.documents([tmp_path]) == ["4", "5", "6", "one", "two", "three"]
+    assert corpus.documents([f"{tmp_path}/**/*.txt"]) == ["4", "5", "one", "two", "three"]
+    for absent, said in ((f"{tmp_path}/*.csv", "no file matches"), (f"{tmp_path}/none", "no text file")):
+        with pytest.raises(SourceError, match=said):
+            corpus.documents([absent])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="there is no file in"):
+        corpus.documents([tmp_path / "empty"])
+    rows = [{"text": f"row {i}"} for i in range(9)]
+    streamed = SimpleNamespace(load_dataset=lambda name, split, streaming: iter(rows))
+    monkeypatch.setitem(sys.modules, "datasets", streamed)
+    assert corpus.documents(["hub:some/set"], 11) == ["row 0", "row 1", "row 2"]
+    assert len(corpus.documents(["hub:some/set"])) == 9
+    rows[:] = [{"content": "row"}]
+    with pytest.raises(SourceError, match="hub:some/set has no column 'text'; it has content"):
+        corpus.documents(["hub:some/set"])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SourceError, match="pip install datasets"):
+        corpus.documents(["hub:some/set"])
 
 
 @pytest.mark.parametrize(

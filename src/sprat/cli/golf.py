@@ -1,14 +1,16 @@
-"""`sprat golf train | score | compare`."""
+"""`sprat golf train | score | compare | leaderboard`."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, budget, seed, settings, whole
-from sprat.errors import RecipeError, SpratError
+from sprat.errors import RecipeError
+from sprat.progress import silent
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ SUMMARY = "Train a language model from nothing into a cap of bytes, and score it
 EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text speeches/*.txt -o tiny.sprat
   sprat chat tiny.sprat
   sprat golf score tiny.sprat --text other.txt --stride 64
-  sprat golf compare naive.json tiny.json"""
+  sprat golf compare naive.json tiny.json
+  sprat golf leaderboard records -o golf.html"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The three verbs of a golf."""
+    """The verbs of a golf."""
     verbs = parser.add_subparsers(dest="golf", metavar="VERB", required=True, parser_class=Parser)
     train = verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
     train.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file (recipes/golf-*.toml)")
@@ -35,26 +38,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         required=True,
-        metavar="FILE",
-        help="UTF-8 text files to learn from",
+        metavar="TEXT",
+        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT]",
     )
     train.add_argument(
         "--validation",
         nargs="+",
         action="extend",
-        metavar="FILE",
+        metavar="TEXT",
         help="what is scored (default: a share of the documents, by their hash)",
     )
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
-    length.add_argument(
-        "--processor-minutes",
-        type=float,
-        metavar="M",
-        help="or by the processor's time, of all threads together",
-    )
-    length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
+    add_length(train)
     train.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="seed of everything random (default 0)"
     )
@@ -71,12 +66,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting of the recipe",
     )
+    train.add_argument(
+        "--teacher", type=Path, metavar="FILE", help="a .sprat with the same tokenizer to learn from as well"
+    )
     train.set_defaults(golf_execute=_train, parser=train)
 
     score = verbs.add_parser("score", help="bits per byte of a file on text")
     score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
     score.add_argument(
-        "--text", nargs="+", action="extend", required=True, metavar="FILE", help="UTF-8 text files"
+        "--text",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="TEXT",
+        help="files, folders, patterns or hub:NAME",
     )
     score.add_argument(
         "--held-out",
@@ -88,6 +91,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stride", type=whole, metavar="N", help="sliding windows, N tokens apart (default: side by side)"
     )
     score.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
+    score.add_argument(
+        "--code", action="store_true", help="say too how many bytes of code running the file takes"
+    )
     score.set_defaults(golf_execute=_score, parser=score)
 
     compare = verbs.add_parser(
@@ -97,6 +103,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
     compare.set_defaults(golf_execute=_compare, parser=compare)
 
+    board = verbs.add_parser("leaderboard", help="all results under a folder, by cap and length")
+    board.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where the JSONs of trainings lie (records)"
+    )
+    board.add_argument(
+        "-o", "--out", type=Path, metavar="PAGE", help="write a page with a picture too: .html or .md"
+    )
+    board.set_defaults(golf_execute=_leaderboard, parser=board)
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """How long a training is; `length_of` reads it."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, metavar="M", help="train for so long, by the clock")
+    length.add_argument(
+        "--processor-minutes",
+        type=float,
+        metavar="M",
+        help="or by the processor's time, of all threads together",
+    )
+    length.add_argument("--tokens", type=whole, metavar="N", help="or for so many tokens")
+
+
+def length_of(arguments: argparse.Namespace) -> Length:
+    """What `add_length` asked for; RecipeError where nothing was said."""
+    from sprat.golf.schedule import Length
+
+    if arguments.tokens is not None:
+        return Length("tokens", arguments.tokens)
+    if arguments.minutes is not None:
+        return Length("seconds", 60 * arguments.minutes)
+    if arguments.processor_minutes is not None:
+        return Length("processor seconds", 60 * arguments.processor_minutes)
+    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
+
 
 def execute(arguments: argparse.Namespace) -> None:
     """Run the verb that was asked for."""
@@ -105,10 +146,14 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     given = settings(arguments.settings)
+    from sprat.golf import processes
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
 
-    recipe, length = Recipe.read(arguments.recipe, given), _length(arguments)
+    if arguments.teacher:
+        given["teacher"] = str(arguments.teacher)
+    processes.begin()
+    recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     _use(arguments.threads)
 
     def watch(point: Point, bits: float) -> None:
@@ -119,7 +164,8 @@ def _train(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
 
-    with terminal.bars() as progress:
+    first = processes.rank() == 0
+    with terminal.bars() if first else nullcontext(silent) as progress:
         result = golf(
             recipe,
             arguments.text,
@@ -131,21 +177,11 @@ def _train(arguments: argparse.Namespace) -> None:
             validation=arguments.validation,
             resume=arguments.resume,
             progress=progress,
-            watch=watch,
+            watch=watch if first else lambda point, bits: None,
         )
-    _show(arguments.out, result)
-
-
-def _length(arguments: argparse.Namespace) -> Length:
-    from sprat.golf.schedule import Length
-
-    if arguments.tokens is not None:
-        return Length("tokens", arguments.tokens)
-    if arguments.minutes is not None:
-        return Length("seconds", 60 * arguments.minutes)
-    if arguments.processor_minutes is not None:
-        return Length("processor seconds", 60 * arguments.processor_minutes)
-    raise RecipeError("say how long to train: --minutes 5, --processor-minutes 5 or --tokens 2000000")
+    processes.end()
+    if first:
+        _show(arguments.out, result)
 
 
 def _show(out: Path, result: dict[str, Any]) -> None:
@@ -163,6 +199,7 @@ def _show(out: Path, result: dict[str, Any]) -> None:
                 f"{row['tokens']:,}",
                 f"{row['seconds']:.0f} s",
                 f"{row['bits_per_byte_before']:.4f}",
+                f"{row['bits_per_byte_rounded']:.4f}",
                 f"{row['bits_per_byte']:.4f}",
             )
         )
@@ -175,13 +212,15 @@ def _show(out: Path, result: dict[str, Any]) -> None:
         "bits each",
         "tokens",
         "trained",
-        "before",
+        "unrounded",
+        "rounded",
         "bits a byte",
     )
     console.print(terminal.table(columns, rows))
     console.print(
-        f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from; before: "
-        f"unrounded, through torch; every figure is in {out.with_suffix('.json')}",
+        f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from, in bits "
+        "a byte: of the weights before rounding (through torch), rounded, and rounded and healed, which is the file; "
+        f"every figure is in {out.with_suffix('.json')}",
         markup=False,
         soft_wrap=True,
     )
@@ -195,11 +234,12 @@ def _score(arguments: argparse.Namespace) -> None:
     from sprat.golf.score import score_file
 
     _use(arguments.threads)
-    documents = list(dict.fromkeys(corpus.documents(arguments.text)))
-    if arguments.held_out is not None:
-        documents = [document for document in documents if corpus.held_out(document, arguments.held_out)]
-    if not documents:
-        raise SpratError(f"no document is held out by a share of {arguments.held_out:g}")
+    share = arguments.held_out
+    documents = (
+        list(dict.fromkeys(corpus.documents(arguments.text)))
+        if share is None
+        else corpus.read(arguments.text, share).validation
+    )
     with terminal.bars() as progress:
         found = score_file(arguments.file, documents, arguments.stride, arguments.threads, progress)
     console = terminal.out()
@@ -211,6 +251,16 @@ def _score(arguments: argparse.Namespace) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if arguments.code:
+        from sprat.golf.code import code
+
+        needed = code(arguments.file)
+        console.print(
+            f"{needed.nbytes:,} bytes of code run it: {needed.files} files of sprat; not counted: Python, "
+            + ", ".join(needed.others),
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -231,6 +281,18 @@ def _compare(arguments: argparse.Namespace) -> None:
     console.print(terminal.table(("", "seeds", "bytes", "bits a byte", "deviation"), rows))
     for line in found.sentences():
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _leaderboard(arguments: argparse.Namespace) -> None:
+    from sprat.golf.leaderboard import COLUMNS, gather, write
+
+    boards, console = gather(arguments.folder), terminal.out()
+    for board in boards:
+        console.print(f"\n{board.title}", markup=False, soft_wrap=True)
+        console.print(terminal.table(COLUMNS, board.rows()))
+    if arguments.out:
+        write(boards, arguments.out)
+        console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
 
 
 def _use(threads: int | None) -> None:

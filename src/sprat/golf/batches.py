@@ -30,11 +30,16 @@ class Batches:
         """Micro-batch `index`: what is read and what follows each token, (batch, context) int64 both."""
         rows = []
         for place in range(index * self.batch, (index + 1) * self.batch):
-            order, shift = self._order(place // self.windows)
-            start = shift + int(order[place % self.windows]) * self.context
+            number, at = self._place(place)
+            order, shift = self._order(number)
+            start = shift + int(order[at]) * self.context
             rows.append(self.ids[start : start + self.context + 1])
         rows = torch.from_numpy(np.stack(rows).astype(np.int64))
         return rows[:, :-1], rows[:, 1:]
+
+    def _place(self, place: int) -> tuple[int, int]:
+        """The pass that window number `place` of the training is in, and where in that pass."""
+        return divmod(place, self.windows)
 
     def _pass(self, number: int) -> tuple[np.ndarray, int]:
         """The order of the windows in one pass over the text, and where the first begins."""

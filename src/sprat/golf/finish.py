@@ -130,8 +130,10 @@ def into_cap(
     documents: Sequence[str],
     seed: int,
     progress: Progress = silent,
+    unhealed: Path | None = None,
 ) -> FitResult | None:
     """Write `out` in at most `cap` bytes; `documents`, of the training text, are what rounding is calibrated on.
+    unhealed: where what rounding alone gave is left too, where healing changed it.
 
     None where the recipe ends in "int8-zlib". A cap that needs more than FINEST bits a weight is not filled.
     """
@@ -174,6 +176,7 @@ def into_cap(
             seed,
             _calibration(recipe, tokens),
             progress,
+            unhealed=unhealed,
         )
 
 

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from sprat.errors import BudgetError, SpratError
 from sprat.folders import write_whole
-from sprat.golf import corpus, finish, score, words
+from sprat.golf import corpus, finish, processes, score, words
 from sprat.golf.batches import Batches
 from sprat.golf.compare import SCHEMA, read
 from sprat.golf.corpus import Corpus
+from sprat.golf.curriculum import Curriculum
+from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
+from sprat.golf.teacher import Teacher
+from sprat.golf.teacher import load as load_teacher
 from sprat.golf.training import Point, Training, run
 from sprat.progress import Progress, silent
 from sprat.prove.environment import machine, sha256, versions
@@ -68,21 +75,34 @@ def golf(
     out = Path(out)
     if not out.parent.is_dir():
         raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
-    given = corpus.read(text, recipe.validation, validation)
-    size = parse_budget(cap) if isinstance(cap, str) else cap
-    if size.kind != "bytes":
-        raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
-    game = Golf(recipe, int(size.value), length, given)
+    game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
+    found = result(game, runs)
     finished = _finished(game, out) if resume else {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
         row = finished.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
         runs.append(row)
-        result = _result(game, runs)
-        write_whole(out.with_suffix(".json"), json.dumps(result, indent=1, allow_nan=False))
-    return result
+        found = result(game, runs)
+        if processes.rank() == 0:
+            write_whole(out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False))
+    return found
+
+
+def prepare(
+    recipe: Recipe,
+    text: Sequence[str | Path],
+    cap: str | Budget,
+    length: Length,
+    validation: Sequence[str | Path] | None = None,
+) -> Golf:
+    """What `golf` is asked for, read and checked: SourceError, BudgetError."""
+    size = parse_budget(cap) if isinstance(cap, str) else cap
+    if size.kind != "bytes":
+        raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
+    return Golf(
+        recipe, int(size.value), length, corpus.read(text, recipe.validation, validation, recipe.stream)
+    )
 
 
 def play(
@@ -102,27 +122,39 @@ def play(
     tokenizer = words.learn(given.train, recipe.vocabulary)
     progress("tokenizer", 1, 1)
     ids = words.stream(tokenizer, given.train)
-    batches = Batches(ids, recipe.context, recipe.batch, seed)
     vocabulary = tokenizer.get_vocab_size()
-    training = Training(recipe, vocabulary, batches, game.length, seed)
-    weighed = finish.weigh(training.model, recipe, tokenizer)
+    weighed = finish.weigh(Decoder(recipe, vocabulary), recipe, tokenizer)
     finish.refuse_impossible(game.cap, weighed, recipe, len(ids))
+    # A token of the training text stands for so many bytes; its mark is a token too.
+    nbytes = sum(len(document.encode()) for document in given.train) / len(ids)
+
+    def tell(point: Point) -> None:
+        watch(point, point.loss / nbytes / math.log(2))
+
+    teacher, own = _teacher(game, out, tokenizer, ids, seed, resume, progress, tell)
+    share = 1 - recipe.teach_share if own else 1
+    length = replace(game.length, amount=share * game.length.amount)
+    training = _training(recipe, vocabulary, ids, length, seed, teacher)
     training.noise_bits = weighed.bits(game.cap)
     if saved:
         training.restore(saved)
-    # A token of the training text stands for so many bytes; its mark is a token too.
-    nbytes = sum(len(document.encode()) for document in given.train) / len(ids)
-    points = run(
-        training,
-        checkpoint,
-        progress,
-        lambda point: watch(point, point.loss / nbytes / math.log(2)),
-    )
+    points = run(training, checkpoint, progress, tell)
+    if processes.rank():
+        return {}
     model = training.result()
     before = score.score_model(model, recipe.context, tokenizer, given.validation, progress=progress)
-    fitted = finish.into_cap(model, recipe, tokenizer, game.cap, out, given.train, seed, progress)
-    after = score.score_file(out, given.validation, threads=torch.get_num_threads(), progress=progress)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as root:
+        unhealed = Path(root) / out.name
+        fitted = finish.into_cap(
+            model, recipe, tokenizer, game.cap, out, given.train, seed, progress, unhealed
+        )
+        after = score.score_file(out, given.validation, threads=threads, progress=progress)
+        rounded = after
+        if unhealed.exists():
+            rounded = score.score_file(unhealed, given.validation, threads=threads, progress=progress)
     checkpoint.remove()
+    _teachers(out).unlink(missing_ok=True)
     return {
         "seed": seed,
         "file": out.name,
@@ -134,8 +166,15 @@ def play(
         "tokens": training.tokens,
         "epochs": training.tokens / len(ids),
         "seconds": training.seconds,
+        "teacher": own
+        and {
+            "parameters": sum(p.numel() for p in own.model.parameters()),
+            "tokens": own.tokens,
+            "seconds": own.seconds,
+        },
         "bits_per_byte": after.bits_per_byte,
         "bits_per_byte_before": before.bits_per_byte,
+        "bits_per_byte_rounded": rounded.bits_per_byte,
         "engine": after.engine,
         "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
         "level": fitted and fitted.level,
@@ -146,12 +185,64 @@ def play(
     }
 
 
+def _training(
+    recipe: Recipe,
+    vocabulary: int,
+    ids: np.ndarray,
+    length: Length,
+    seed: int,
+    teacher: Teacher | None = None,
+) -> Training:
+    """At its first step; what is spent on a curriculum counts."""
+    started = length.now()
+    if recipe.easy or recipe.drop:
+        batches: Batches = Curriculum(
+            ids, recipe.context, recipe.batch, seed, vocabulary, recipe.easy, recipe.drop
+        )
+    else:
+        batches = Batches(ids, recipe.context, recipe.batch, seed)
+    spent = length.now() - started
+    training = Training(recipe, vocabulary, batches, length, seed, teacher)
+    training.seconds = spent
+    return training
+
+
+def _teacher(
+    game: Golf,
+    out: Path,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    seed: int,
+    resume: bool,
+    progress: Progress,
+    tell: Callable[[Point], None],
+) -> tuple[Teacher | None, Training | None]:
+    """What the recipe learns from beside the text, and its training where it is trained here."""
+    recipe = game.recipe
+    if recipe.teacher:
+        return load_teacher(recipe.teacher, tokenizer), None
+    if not recipe.teach:
+        return None, None
+    length = replace(game.length, amount=recipe.teach_share * game.length.amount)
+    own = _training(recipe.teacher_recipe(), tokenizer.get_vocab_size(), ids, length, seed)
+    checkpoint = replace(_checkpoint(game, out, seed), path=_teachers(out))
+    if resume and checkpoint.path.exists():
+        own.restore(checkpoint.load())
+    run(own, checkpoint, progress, tell)
+    return own.result(), own
+
+
+def _teachers(out: Path) -> Path:
+    """The checkpoint of the teacher that is trained for `out`."""
+    return out.with_name(f"{out.name}.teacher.checkpoint")
+
+
 def _finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
     """Seed -> the row of a training of this golf that is over and whose file is there."""
     path = out.with_suffix(".json")
     if not path.exists():
         return {}
-    before, now = read(path), _result(game, [])
+    before, now = read(path), result(game, [])
     if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
         return {}
     rows = {row["seed"]: row for row in before["runs"]}
@@ -170,7 +261,8 @@ def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
     return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
 
 
-def _result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON of a golf: what its seeds share, and a row (`play`) for each."""
     given = game.corpus
     return {
         "schema": SCHEMA,

@@ -1,7 +1,7 @@
 """A golf's model as transformers sees it: a plain Qwen3, or, with any block, this module's own class.
 
-`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; where
-its only block is shared layers the native engine serves it too (run/architecture.py).
+`config` says which. A model of our own class is read, fitted, scored and talked to like any other, through torch; the
+native engine serves those too whose blocks are shared layers and n-grams (run/architecture.py).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sprat.errors import RequestError
@@ -92,26 +93,15 @@ class GolfConfig(PretrainedConfig):
         return Recipe.from_dict({**shape, **(self.blocks or {})})
 
 
-class Past:
-    """What a text under way has read: its tokens, which every step reads again. Blocks differ in what they would keep;
-    a golf's context is short."""
+class GolfForCausalLM(PreTrainedModel, GenerationMixin):
+    """golf/model.py's model with a head that is a module.
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-
-    def crop(self, length: int) -> None:
-        """Keep the first `length` tokens; a negative number is how many to drop."""
-        self.ids = self.ids[:length]
-
-    def get_seq_length(self) -> int:
-        return len(self.ids)
-
-
-class GolfForCausalLM(PreTrainedModel):
-    """golf/model.py's model with a head that is a module."""
+    What a cache keeps of a text is its tokens, as the keys of its first layer: every step reads them again. Blocks
+    differ in what else they would keep, and a golf's context is short.
+    """
 
     config_class = GolfConfig
-    base_model_prefix = "model"
+    base_model_prefix = ""
     #: For source.maps.tables.
     rounded_tables = ("model.embed_ngrams",)
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -131,15 +121,11 @@ class GolfForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def new_cache(self) -> Past:
-        """For a text of its own; the only cache that `forward` takes."""
-        return Past()
-
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Past | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         **_: Any,
@@ -149,12 +135,8 @@ class GolfForCausalLM(PreTrainedModel):
             raise RequestError("a golf's model reads texts from their first token: padding goes behind them")
         new = input_ids.shape[1]
         if past_key_values is not None:
-            if not isinstance(past_key_values, Past) or len(input_ids) != 1:
-                raise RequestError(
-                    f"a golf's model keeps one text in its own cache, not {type(past_key_values)}"
-                )
-            past_key_values.ids += input_ids[0].tolist()
-            input_ids = torch.tensor([past_key_values.ids], device=input_ids.device)
+            ids = input_ids[:, None, :, None]
+            input_ids = past_key_values.update(ids, ids, 0)[0][:, 0, :, 0]
         h = self.model(input_ids)[:, -(logits_to_keep or new) :]
         return CausalLMOutputWithPast(logits=self.lm_head(h), past_key_values=past_key_values)  # type: ignore[arg-type]
 

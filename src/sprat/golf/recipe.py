@@ -28,6 +28,8 @@ class Recipe:
     """Tokens of the byte-level BPE that is trained on the training text: 257 (bytes and the document mark) to 16384."""
     validation: float = 0.05
     """Share of the documents, chosen by their hash, that is held out and scored."""
+    stream: int = 100_000_000
+    """Characters that are read of each data set of the hub."""
 
     layers: int = 4
     """Decoder layers that are stored."""
@@ -96,6 +98,30 @@ class Recipe:
     """Decay a step of an exponential mean of the weights, which then ends in the file; 0 for the weights themselves."""
     noise: float = 0.0
     """Share of the training, its last, in which matrices carry the noise of the rounding to come (golf/noise.py)."""
+    # What the training has beside the text, and what it reads of it.
+    rate_term: float = 0.0
+    """Share of the training, its last, in which the loss has the bits that weights will take (golf/rate_term.py)."""
+    rate_weight: float = 0.03
+    """Of that term: nats a token that a bit a weight is worth."""
+    prune_from: int = 0
+    """Neurons that each feed-forward begins with, `inner` of which stay (golf/prune.py); 0 for `inner`."""
+    prune_at: float = 0.25
+    """Share of the training after which the others are taken out."""
+    easy: float = 0.0
+    """Share of the windows, those that a bigram model predicts best, that the first pass reads; later ones read all
+    (golf/curriculum.py). 0 for a first pass as any other."""
+    drop: float = 0.0
+    """Share of the windows, those that it predicts worst, that are never read."""
+    teacher: str = ""
+    """A file to learn from as well: a .sprat with the tokenizer that this text gives (golf/teacher.py)."""
+    teach: Mapping[str, Any] = field(default_factory=dict)
+    """The table [teach]: the keys in which a teacher differs that is trained first, in place of such a file."""
+    teach_share: float = 0.4
+    """Share of the training's length that this teacher takes."""
+    distill: float = 0.5
+    """How much of the loss is what the teacher says, and not the text."""
+    compile: bool = False
+    """torch.compile the model: minutes of compiling that count, for steps that may be faster."""
     precision: str = "auto"
     """"float32", "bf16" (autocast), or "auto": bf16 where the processor multiplies it natively."""
 
@@ -109,6 +135,7 @@ class Recipe:
         rules: list[tuple[str, bool, str]] = [
             ("vocabulary", VOCABULARY[0] <= self.vocabulary <= VOCABULARY[1], "257 to 16384"),
             ("validation", 0 < self.validation <= 0.5, "above 0, at most 0.5"),
+            ("stream", 1 <= self.stream <= 10**12, "1 to 10^12"),
             ("layers", 1 <= self.layers <= 256, "1 to 256"),
             ("heads", 1 <= self.heads <= 256, "1 to 256"),
             ("kv_heads", 1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0, "a divisor of heads"),
@@ -130,8 +157,8 @@ class Recipe:
             ("chosen", 1 <= self.chosen <= max(1, self.experts - 1), "at least 1 and fewer than experts"),
             ("balance", 0 <= self.balance <= 1, "0 to 1"),
             ("equation", not self.equation or
-             (self.shared, self.memory, self.experts, self.weights) == ("none", "none", 0, "real"),
-             "empty beside shared layers, memory, experts and trained integers"),
+             (self.shared, self.memory, self.experts, self.weights, self.prune_from) == ("none", "none", 0, "real", 0),
+             "empty beside shared layers, memory, experts, trained integers and pruning"),
             ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
             ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
             ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
@@ -144,14 +171,27 @@ class Recipe:
             ("cool_down", 0 <= self.cool_down <= 1 - self.warm_up, "0 to 1 - warm_up"),
             ("ema", 0 <= self.ema < 1, "0 to below 1"),
             ("noise", 0 <= self.noise <= 1, "0 to 1"),
+            ("rate_term", 0 <= self.rate_term <= 1, "0 to 1"),
+            ("rate_weight", 0 <= self.rate_weight <= 100, "0 to 100"),
+            ("prune_from", self.prune_from == 0 or self.inner < self.prune_from <= 65536, "0, or inner + 1 to 65536"),
+            ("prune_at", 0 <= self.prune_at < 1, "0 to below 1"),
+            ("easy", 0 <= self.easy <= 1, "0 to 1"),
+            ("drop", 0 <= self.drop <= 0.9, "0 to 0.9"),
+            ("teacher", not (self.teacher and self.teach), "empty where [teach] trains one"),
+            ("teach_share", 0 < self.teach_share < 1, "above 0, below 1"),
+            ("distill", 0 <= self.distill <= 1, "0 to 1"),
             ("precision", self.precision in ("auto", "float32", "bf16"), '"auto", "float32" or "bf16"'),
             ("finish", self.finish in ("waterlevel", "int8-zlib"), '"waterlevel" or "int8-zlib"'),
             ("finish", self.finish == "int8-zlib" or self.activation == "swiglu",
              '"int8-zlib" with squared ReLU, which the engine does not serve'),
             ("finish", self.finish == "waterlevel" or self.weights == "real",
              '"waterlevel" with ternary or binary weights, which 8-bit rows would only make larger'),
+            ("rate_term", self.rate_term == 0 or self.weights == "real",
+             "0 with ternary or binary weights, whose bits no training changes"),
             ("noise", self.noise == 0 or self.weights == "real",
              "0 with ternary or binary weights, which are trained as they are rounded"),
+            ("rate_term", self.rate_term == 0 or self.weights == "real", "0 with ternary or binary weights"),
+            ("prune_from", self.prune_from == 0 or self.experts == 0, "0 with experts"),
         ]  # fmt: skip
         for name, fine, allowed in rules:
             if not fine:
@@ -160,13 +200,26 @@ class Recipe:
                 )
         self.fit_recipe()
         if self.equation:
-            kv = self.kv_heads * self.width // self.heads
-            sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
-                     "down": (self.width, self.inner)}  # fmt: skip
-            equation = parse(self.equation)
-            for name, (rows, columns) in sides.items():
-                equation.term(name).check(Space(rows, columns, self.layers))
-            equation.embedding.check(Space(VOCABULARY[1], self.width))
+            self._check_equation()
+        if self.teach:
+            self.teacher_recipe()
+
+    def teacher_recipe(self) -> Recipe:
+        """Of the teacher that [teach] describes: nothing is rounded in it, pruned or taught."""
+        own = {"teach": {}, "teacher": "", "prune_from": 0, "rate_term": 0.0, "noise": 0.0}
+        for key in ("vocabulary", "validation", "stream", "context"):
+            if self.teach.get(key, getattr(self, key)) != getattr(self, key):
+                raise RecipeError(f"golf recipe: [teach] {key} = {self.teach[key]!r}: it is the student's")
+        return Recipe.from_dict({**self.to_dict(), **own, **self.teach})
+
+    def _check_equation(self) -> None:
+        kv = self.kv_heads * self.width // self.heads
+        sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
+                 "down": (self.width, self.inner)}  # fmt: skip
+        equation = parse(self.equation)
+        for name, (rows, columns) in sides.items():
+            equation.term(name).check(Space(rows, columns, self.layers))
+        equation.embedding.check(Space(VOCABULARY[1], self.width))
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""

@@ -1,11 +1,15 @@
-"""The training loop: steps until the length is reached, checkpoints on the way, exact when resumed."""
+"""The training loop: steps until the length is reached, checkpoints on the way, exact when resumed.
+
+On several processes (golf/processes.py) each has the whole model and reads its own micro-batches; a step's gradients
+are their mean.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprat.errors import TrainingError
+from sprat.golf import processes
 from sprat.golf.batches import Batches
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
 from sprat.golf.noise import rounding_noise
+from sprat.golf.prune import kept, narrowed, saliency
+from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
+from sprat.golf.teacher import Teacher, divergence, without_gradient
 from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
 from sprat.training.checkpoint import Checkpoint
@@ -43,18 +51,38 @@ class Point:
 class Training:
     """A model under way, and all that its next step depends on."""
 
-    def __init__(self, recipe: Recipe, vocabulary: int, batches: Batches, length: Length, seed: int):
-        self.recipe, self.vocabulary, self.batches, self.length, self.seed = (
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocabulary: int,
+        batches: Batches,
+        length: Length,
+        seed: int,
+        teacher: Teacher | None = None,
+    ):
+        self.recipe, self.vocabulary, self.batches, self.length, self.seed, self.teacher = (
             recipe,
             vocabulary,
             batches,
             length,
             seed,
+            teacher,
         )
-        #: Bits a weight of the rounding to come, for the recipe's `noise`.
+        #: Bits a weight of the rounding to come, for the recipe's `noise` and `rate_term`.
         self.noise_bits = 8.0
-        self.model = Decoder(recipe, vocabulary, seed)
-        named = dict(self.model.named_parameters())
+        self.rate: RateTerm | None = None
+        self.inner = recipe.prune_from or recipe.inner
+        self._use(Decoder(replace(recipe, inner=self.inner, prune_from=0), vocabulary, seed))
+        self.mean = [p.detach().clone() for p in self.model.parameters()] if recipe.ema else []
+        self.step, self.seconds = 0, 0.0
+        chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
+        self.dtype = chosen[recipe.precision]
+
+    def _use(self, model: Decoder) -> None:
+        """Train `model`, with optimizers that know nothing yet."""
+        recipe, self.model = self.recipe, model
+        self.forward = torch.compile(model) if recipe.compile else model
+        named = dict(model.named_parameters())
         embeddings = [named.pop(name) for name in [*named] if "embed" in name]
         self.matrices = [p for p in named.values() if p.ndim == 2]
         vectors = [p for p in named.values() if p.ndim == 1]
@@ -71,14 +99,12 @@ class Training:
         ]
         self.rounded = [*embeddings, *self.matrices]
         self.full_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
-        self.mean = [p.detach().clone() for p in self.model.parameters()] if recipe.ema else []
-        self.step, self.seconds = 0, 0.0
-        chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
-        self.dtype = chosen[recipe.precision]
+        if self.rate is not None:
+            self.rate = RateTerm(self.rounded, self.rate.steps)
 
     @property
     def tokens(self) -> int:
-        return self.step * self.recipe.step_tokens
+        return self.step * self.recipe.step_tokens * processes.count()
 
     @property
     def share(self) -> float:
@@ -88,6 +114,10 @@ class Training:
     def advance(self) -> float:
         """One step; returns its loss in nats a token. TrainingError, before any weight moves, where it diverges."""
         recipe = self.recipe
+        if self.inner > recipe.inner and self.share >= recipe.prune_at:
+            self._prune()
+        if recipe.rate_term and self.rate is None and self.share >= 1 - recipe.rate_term:
+            self.rate = RateTerm.begin(self.rounded, self.noise_bits)
         now = rate(self.share, recipe.warm_up, recipe.cool_down)
         groups = [group for o in self.optimizers for group in o.param_groups]
         for group, full in zip(groups, self.full_rates, strict=True):
@@ -114,24 +144,63 @@ class Training:
             optimizer.zero_grad()
         recipe, total = self.recipe, 0.0
         for part in range(recipe.accumulate):
-            read, next_ids = self.batches[self.step * recipe.accumulate + part]
+            number = (self.step * recipe.accumulate + part) * processes.count() + processes.rank()
+            read, next_ids = self.batches[number]
             if recipe.noise and self.share >= 1 - recipe.noise:
                 generator = torch.Generator().manual_seed(hash((self.seed, self.step, part)) & 0x7FFFFFFF)
                 with rounding_noise(self.rounded, self.noise_bits, generator):
                     total += self._backward(read, next_ids)
             else:
                 total += self._backward(read, next_ids)
-        return total / recipe.accumulate
+        if self.rate is not None:
+            (recipe.rate_weight * self.rate.bits()).backward()
+        processes.average(p.grad for p in self.model.parameters() if p.grad is not None)
+        # What a batch moves by itself: the bias of experts.
+        processes.average(p for p in self.model.parameters() if not p.requires_grad)
+        return processes.total(total)[0] / recipe.accumulate / processes.count()
 
     def _backward(self, read: Tensor, next_ids: Tensor) -> float:
+        """Nats a token of the text alone; the gradient is that of all that is learnt from."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(read)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), next_ids.flatten())
+            logits = self.forward(read).float().flatten(0, 1)
+            taught = without_gradient(self.teacher, read) if self.teacher else None
+        loss = F.cross_entropy(logits, next_ids.flatten())
+        told = loss.item()
+        if taught is not None:
+            share = self.recipe.distill
+            loss = (1 - share) * loss + share * divergence(taught, logits)
         (loss / self.recipe.accumulate).backward()
-        return loss.item()
+        return told
+
+    def _prune(self) -> None:
+        """Go on with the recipe's own feed-forwards: what matters of them, and what the optimizers know of it."""
+        read, _ = self.batches[self.step * self.recipe.accumulate * processes.count() + processes.rank()]
+        saliencies = saliency(self.model, read)
+        processes.average(saliencies.values())
+        keep = kept(saliencies, self.recipe.inner)
+        before = dict(self.model.named_parameters())
+        optimizers, means = self.optimizers, self.mean
+        self._narrow()
+        # No means without ema.
+        self.mean = [narrowed(name, mean, keep) for name, mean in zip(before, means, strict=False)]
+        for name, parameter in self.model.named_parameters():
+            old = before[name]
+            with torch.no_grad():
+                parameter.copy_(narrowed(name, old, keep))
+            for optimizer, new in zip(optimizers, self.optimizers, strict=True):
+                for key, value in optimizer.state.get(old, {}).items():
+                    new.state[parameter][key] = (
+                        narrowed(name, value, keep) if value.shape == old.shape else value
+                    )
+
+    def _narrow(self) -> None:
+        self.inner = self.recipe.inner
+        self._use(Decoder(self.recipe, self.vocabulary, self.seed))
 
     def result(self) -> Decoder:
         """The model as it would be stored: its weights, or their mean; in eval mode."""
+        if self.inner > self.recipe.inner:  # a training of few steps
+            self._prune()
         out = Decoder(self.recipe, self.vocabulary, self.seed)
         out.load_state_dict(self.model.state_dict())
         with torch.no_grad():
@@ -145,12 +214,19 @@ class Training:
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "mean": self.mean,
+            "inner": self.inner,
+            "rate_steps": self.rate.steps if self.rate else None,
             "step": self.step,
             "seconds": self.seconds,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """What `state` gave."""
+        if state["inner"] != self.inner:
+            self._narrow()
+            self.mean = [torch.empty_like(mean) for mean in state["mean"]]
+        if state["rate_steps"] is not None:
+            self.rate = RateTerm(self.rounded, state["rate_steps"])
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -174,6 +250,7 @@ def run(
     points: list[Point] = []
     losses: list[float] = []
     told = int(training.share * REPORTS)
+    writes = checkpoint if processes.rank() == 0 else None
     last, saved = training.length.now(), time.monotonic()
     while training.share < 1:
         try:
@@ -186,7 +263,11 @@ def run(
             )
             raise TrainingError(f"{error}{kept}") from None
         now = training.length.now()
-        training.seconds, last = training.seconds + now - last, now
+        spent, last = processes.total(now - last)[0], now
+        # Processor time is that of all processes; the clock's is the same for all, but for a moment.
+        if training.length.kind != "processor seconds":
+            spent /= processes.count()
+        training.seconds += spent
         progress("training", training.share, 1.0)
         if int(training.share * REPORTS) > told:
             told = int(training.share * REPORTS)
@@ -201,7 +282,7 @@ def run(
             )
             losses = []
             watch(points[-1])
-        if checkpoint and (training.share >= 1 or time.monotonic() - saved > checkpoint.every):
-            checkpoint.save(training.state())
+        if writes and (training.share >= 1 or time.monotonic() - saved > writes.every):
+            writes.save(training.state())
             saved = time.monotonic()
     return points

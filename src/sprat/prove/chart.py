@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -35,7 +35,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """y is drawn on a logarithmic scale; what is not above zero lies on the bottom edge. mark: (x, words)."""
+    """On a logarithmic axis what is not above zero lies on the edge; a linear one need not start at zero.
+
+    mark: (x, words).
+    """
 
     title: str
     subtitle: str
@@ -44,6 +47,8 @@ class Chart:
     series: Sequence[Series]
     mark: tuple[float, str] | None = None
     notes: Sequence[str] = field(default=())
+    x_log: bool = False
+    y_log: bool = True
 
     def svg(self) -> str:
         """The picture."""
@@ -88,21 +93,16 @@ class Chart:
         xs = [x for series in self.series for x, _ in series.points]
         ys = [y for series in self.series for _, y in series.points]
         ys += [end for series in self.series for pair in series.intervals if pair for end in pair]
-        seen = [y for y in ys if y > 0] or [1.0]
-        high = max(seen) * 1.3
-        low = max(min(seen) / 1.3, high * _DECADES)
-        left, right = min(xs), max(xs)
-        margin = 0.06 * (right - left) or 0.1 * right or 1.0
-        left, right = max(0.0, left - margin), right + margin
+        across, x_ticks = _axis(xs, self.x_log)
+        up, y_ticks = _axis(ys, self.y_log)
 
         def x(value: float) -> float:
-            return _LEFT + _WIDTH * (value - left) / (right - left)
+            return _LEFT + _WIDTH * across(value)
 
         def y(value: float) -> float:
-            share = math.log(max(value, low) / low) / math.log(high / low)
-            return _TOP + _HEIGHT * (1 - share)
+            return _TOP + _HEIGHT * (1 - up(value))
 
-        return x, y, linear_ticks(left, right), log_ticks(low, high)
+        return x, y, x_ticks, y_ticks
 
     def _labels(self, x, y) -> list[str]:
         """The words beside points, moved down where they would touch."""
@@ -144,6 +144,21 @@ class Chart:
             out.append(_text(x + 30, y, series.name))
             x += width
         return out, y
+
+
+def _axis(values: Sequence[float], log: bool) -> tuple[Callable[[float], float], list[float]]:
+    """From a value to its share of the axis, 0 to 1, and the ticks; room is left beside the least and the largest."""
+    if log:
+        seen = [value for value in values if value > 0] or [1.0]
+        high = max(seen) * 1.3
+        low = max(min(seen) / 1.3, high * _DECADES)
+        ticks = log_ticks(low, high)
+        ticks = ticks if len(ticks) > 2 else linear_ticks(low, high)
+        return lambda value: math.log(max(value, low) / low) / math.log(high / low), ticks
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.1 * high or 1.0
+    low, high = max(0.0, low - margin), high + margin
+    return lambda value: (value - low) / (high - low), linear_ticks(low, high)
 
 
 def linear_ticks(low: float, high: float, most: int = 8) -> list[float]:

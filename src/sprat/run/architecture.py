@@ -15,8 +15,9 @@ from sprat.run.rope import Rope, ropes
 
 #: What the native engine serves, by the config's model_type.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "sprat_golf")
-#: Of a golf's building blocks (sprat.golf.pretrained), what the engine serves: layers that share their maps.
-_GOLF = ("layers", "shared", "loops")
+#: Of a golf's building blocks (sprat.golf.pretrained), what the engine serves: layers that share their maps, and
+#: hashed n-grams.
+_GOLF = ("layers", "shared", "loops", "ngrams", "ngram_width", "ngram_order")
 #: How keys and values may be kept, the default first (docs/engine.md has what was measured).
 CACHES = ("int8", "bf16")
 _ACTIVATIONS = {"silu": False, "swish": False, "gelu_pytorch_tanh": True, "gelu_tanh": True}
@@ -38,7 +39,7 @@ class Architecture:
 
     shape: what the native model is made from; windows: positions a layer's tokens see, 0 for all; rope: which
     of `ropes` a layer takes; norm_offset: added to the stored weights of norms (Gemma: 1); owners: the layer whose maps
-    a layer uses, its own but where layers are shared.
+    a layer uses, its own but where layers are shared; ngram_order: of a table of hashed n-grams, 0 where there is none.
     """
 
     family: str
@@ -50,6 +51,7 @@ class Architecture:
     tied: bool
     norm_offset: float
     owners: tuple[int, ...]
+    ngram_order: int
     places: dict[str, Place] = field(repr=False)
 
     def cache_bytes(self, precision: str) -> int:
@@ -80,9 +82,9 @@ def architecture(config: dict[str, Any]) -> Architecture:
         )
     read = _Reader(config)
     gemma = family == "gemma3_text"
+    blocks = _Reader({})
     if family == "sprat_golf":
-        _refuse_blocks(config.get("blocks"))
-        family = "qwen3"
+        blocks, family = _blocks(config.get("blocks")), "qwen3"
     layers = read.whole("num_hidden_layers", 1, 4096)
     hidden = read.whole("hidden_size", 1, 1 << 20)
     heads = read.whole("num_attention_heads", 1, 1 << 16)
@@ -112,6 +114,12 @@ def architecture(config: dict[str, Any]) -> Architecture:
     kinds = ropes(config, dimension, gemma)
     tied = read.flag("tie_word_embeddings", gemma)
     owners = _owners(config.get("layer_owners"), layers)
+    places = _places(read, family, shape, tied, owners)
+    order = 0
+    if rows := blocks.whole("ngrams", 0, 1 << 22, 0):
+        order = blocks.whole("ngram_order", 2, 3, 2)
+        width = blocks.whole("ngram_width", 0, hidden, 0) or hidden
+        places["model.embed_ngrams.weight"] = Place(-1, "ngrams", (rows, width))
     return Architecture(
         family=family,
         shape=shape,
@@ -122,17 +130,19 @@ def architecture(config: dict[str, Any]) -> Architecture:
         tied=tied,
         norm_offset=1.0 if gemma else 0.0,
         owners=owners,
-        places=_places(read, family, shape, tied, owners),
+        ngram_order=order,
+        places=places,
     )
 
 
-def _refuse_blocks(blocks: object) -> None:
+def _blocks(blocks: object) -> _Reader:
     if not isinstance(blocks, dict):
         raise FormatError("config: 'blocks' must name the blocks of a golf's model")
     if other := sorted(str(name) for name in blocks if name not in _GOLF):
         raise UnsupportedError(
-            f"the native engine does not serve a golf's {', '.join(other)}: of its blocks only shared layers"
+            f"the native engine does not serve a golf's {', '.join(other)}: of its blocks shared layers and n-grams"
         )
+    return _Reader(blocks)
 
 
 def _owners(found: object, layers: int) -> tuple[int, ...]:

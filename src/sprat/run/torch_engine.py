@@ -20,8 +20,13 @@ UNLIMITED_CONTEXT = 8192
 class TorchSession:
     """A text and its key-value cache."""
 
-    def __init__(self, context: int, cache: Any):
-        self.context, self.cache = context, cache
+    def __init__(self, context: int):
+        from transformers import DynamicCache
+
+        self.context = context
+        # Without the config every layer keeps all its tokens, sliding windows too: those of the window alone
+        # could not be rewound. The window is then cut by the attention mask.
+        self.cache: Any = DynamicCache()
         self.length = 0
 
     def rewind(self, length: int) -> None:
@@ -72,12 +77,7 @@ class TorchEngine:
         return total if table is self._head.weight else total - table.numel() * table.element_size()
 
     def session(self, context: int | None = None) -> TorchSession:
-        from transformers import DynamicCache
-
-        # Without the config every layer keeps all its tokens, sliding windows too: those of the window alone
-        # could not be rewound. The window is then cut by the attention mask.
-        make: Any = getattr(self.model, "new_cache", DynamicCache)
-        return TorchSession(check_context(context, self.context), make())
+        return TorchSession(check_context(context, self.context))
 
     def step(self, sessions: Sequence[Any], ids: Sequence[Sequence[int]]) -> np.ndarray:
         self._check_open(sessions, ids)

@@ -73,9 +73,11 @@ def _assemble(model: Any, arch: Architecture, pieces: list[Piece]) -> int:
         raise FormatError(f"the file lacks {len(absent)} tensors of its model, {next(iter(absent))!r} first")
     shared = 0
     for (layer, part), content in parts.items():
-        if part == "embedding":
-            if len(content) != 1:
-                raise FormatError("the embedding is in several pieces")
+        if part in ("embedding", "ngrams") and len(content) != 1:
+            raise FormatError(f"the {part} is in several pieces")
+        if part == "ngrams":
+            model.set_ngrams(content[0], arch.ngram_order)
+        elif part == "embedding":
             model.set_embedding(content[0])
             if arch.tied:
                 model.set_linear(-1, "head", content)

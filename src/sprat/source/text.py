@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,25 +131,31 @@ def _decode(data: bytes, name: str) -> str:
 
 def _data_set(spec: str, tokens: int) -> str:
     """Rows of a hub data set until there are surely enough tokens (one is rarely over 16 characters)."""
+    found: list[str] = []
+    for row in rows(spec):
+        found.append(row)
+        tokens -= len(row) // 16
+        if tokens < 0:
+            break
+    return "\n".join(found)
+
+
+def rows(spec: str) -> Iterator[str]:
+    """The column "text" of a hub data set, "hub:NAME[:SPLIT]", as it streams in."""
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]  (optional)
     except ImportError as error:
         raise SourceError(f"{spec} needs the package datasets: pip install datasets") from error
     name, _, split = spec.removeprefix("hub:").partition(":")
-    rows: list[str] = []
     try:
         for row in load_dataset(name, split=split or "train", streaming=True):
             text = row.get("text")
             if not isinstance(text, str):
                 raise SourceError(f"{spec} has no column 'text'; it has {', '.join(map(str, row))}")
-            rows.append(text)
-            tokens -= len(text) // 16
-            if tokens < 0:
-                break
+            yield text
     except SourceError:
         raise
     except Exception as error:  # no network shows as one of many types
         raise SourceError(
-            f"{spec} cannot be read ({type(error).__name__}: {error}); without a network give a file, or self"
+            f"{spec} cannot be read ({type(error).__name__}: {error}); without a network give a file"
         ) from error
-    return "\n".join(rows)

@@ -22,7 +22,7 @@ from sprat.golf.blocks.bitlinear import linear
 
 MEMORIES = ("none", "delta")
 #: Tokens a chunk.
-CHUNK = 32
+CHUNK = 64
 #: Tokens that the convolution sees, the last among them.
 TAPS = 4
 EPS = 1e-6
@@ -94,8 +94,9 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, decay: Tensor) ->
     inside, reading = ratio * (q @ k.mT), past * q
     writing, kept = (ratio[..., -1:, :].mT * k).mT, past[..., -1:, :]
     state, out = v.new_zeros(batch, heads, size, size), []
-    for i in range(v.shape[2]):
-        u = fresh[:, :, i] - old[:, :, i] @ state
-        out.append(reading[:, :, i] @ state + inside[:, :, i] @ u)
-        state = kept[:, :, i] * state + writing[:, :, i] @ u
+    parts = (part.unbind(2) for part in (fresh, old, reading, inside, kept, writing))
+    for new, erased, read, within, keep, write in zip(*parts, strict=True):
+        u = new - erased @ state
+        out.append(read @ state + within @ u)
+        state = keep * state + write @ u
     return torch.stack(out, 2).flatten(2, 3)[:, :, :context]

@@ -1,0 +1,64 @@
+"""The bytes of code that running a golf's file takes, beside the file: the modules of sprat that doing so loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sprat.errors import SpratError
+
+#: Open the file, predict one token, and say what was loaded for it.
+_NATIVE = """
+import json, sys
+from pathlib import Path
+from sprat.coding import container
+from sprat.run.engine import open_engine
+from sprat.run.tokenizer import open_tokenizer
+with container.open(Path(sys.argv[1])) as artifact:
+    engine, tokenizer = open_engine(artifact, threads=1), open_tokenizer(artifact)
+engine.step_all([engine.session()], [tokenizer.encode("a")])
+"""
+_NAIVE = """
+import json, sys
+from pathlib import Path
+import torch
+from sprat.golf import int8
+model, _, tokenizer = int8.unpack(Path(sys.argv[1]).read_bytes())
+model(torch.tensor([tokenizer.encode("a").ids]))
+"""
+_TELL = """
+print(json.dumps([f for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))]))
+"""
+
+
+@dataclass(frozen=True)
+class Code:
+    """nbytes of sprat's own `files`, sources and native core; others: the packages that they stand on, not counted."""
+
+    nbytes: int
+    files: int
+    others: tuple[str, ...]
+
+
+def code(path: Path) -> Code:
+    """Of the file at `path`, by running it in a process of its own. SpratError where it cannot be run."""
+    from sprat.golf import int8
+
+    with path.open("rb") as file:
+        script = _NAIVE if file.read(4) == int8.MAGIC else _NATIVE
+    done = subprocess.run([sys.executable, "-c", script + _TELL, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise SpratError(f"{path} cannot be run: {done.stderr.strip().splitlines()[-1]}")
+    loaded = [Path(name).resolve() for name in json.loads(done.stdout.splitlines()[-1])]
+    own = Path(__file__).resolve().parents[1]
+    mine = {name for name in loaded if name.is_relative_to(own)}
+    packages = {
+        name.parts[name.parts.index("site-packages") + 1].removesuffix(".py")
+        for name in loaded
+        if "site-packages" in name.parts and not name.is_relative_to(own)
+    }
+    others = sorted(name for name in packages if not name.startswith("_"))
+    return Code(sum(name.stat().st_size for name in mine), len(mine), tuple(others))
