@@ -157,8 +157,8 @@ class Recipe:
             ("chosen", 1 <= self.chosen <= max(1, self.experts - 1), "at least 1 and fewer than experts"),
             ("balance", 0 <= self.balance <= 1, "0 to 1"),
             ("equation", not self.equation or
-             (self.shared, self.memory, self.experts, self.weights) == ("none", "none", 0, "real"),
-             "empty beside shared layers, memory, experts and trained integers"),
+             (self.shared, self.memory, self.experts, self.weights, self.prune_from) == ("none", "none", 0, "real", 0),
+             "empty beside shared layers, memory, experts, trained integers and pruning"),
             ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
             ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
             ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
@@ -199,16 +199,10 @@ class Recipe:
                     f"golf recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"
                 )
         self.fit_recipe()
+        if self.equation:
+            self._check_equation()
         if self.teach:
             self.teacher_recipe()
-        if self.equation:
-            kv = self.kv_heads * self.width // self.heads
-            sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
-                     "down": (self.width, self.inner)}  # fmt: skip
-            equation = parse(self.equation)
-            for name, (rows, columns) in sides.items():
-                equation.term(name).check(Space(rows, columns, self.layers))
-            equation.embedding.check(Space(VOCABULARY[1], self.width))
 
     def teacher_recipe(self) -> Recipe:
         """Of the teacher that [teach] describes: nothing is rounded in it, pruned or taught."""
@@ -217,6 +211,15 @@ class Recipe:
             if self.teach.get(key, getattr(self, key)) != getattr(self, key):
                 raise RecipeError(f"golf recipe: [teach] {key} = {self.teach[key]!r}: it is the student's")
         return Recipe.from_dict({**self.to_dict(), **own, **self.teach})
+
+    def _check_equation(self) -> None:
+        kv = self.kv_heads * self.width // self.heads
+        sides = {"q": (self.width, self.width), "k": (kv, self.width), "up": (self.inner, self.width),
+                 "down": (self.width, self.inner)}  # fmt: skip
+        equation = parse(self.equation)
+        for name, (rows, columns) in sides.items():
+            equation.term(name).check(Space(rows, columns, self.layers))
+        equation.embedding.check(Space(VOCABULARY[1], self.width))
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""

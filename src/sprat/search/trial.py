@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +83,8 @@ def trial(network: Network, text: Text, room: int, seconds: float, seed: int) ->
 
 
 @torch.no_grad()
-def loss(model: Decoder, recipe: Recipe, ids: np.ndarray, bits: float, seed: int) -> float:
-    """Nats a token of windows side by side, all factors carrying the noise of rounding to so many bits."""
+def loss(model: Decoder, recipe: Recipe, ids: np.ndarray, bits: float | None, seed: int) -> float:
+    """Nats a token of windows side by side, all factors carrying the noise of rounding to so many bits, if any."""
     windows = min(len(ids) - 1, SCORED) // recipe.context
     rows = torch.from_numpy(ids[: windows * recipe.context + 1].astype(np.int64))
     read, following = rows[:-1].view(windows, -1), rows[1:].view(windows, -1)
@@ -91,7 +92,8 @@ def loss(model: Decoder, recipe: Recipe, ids: np.ndarray, bits: float, seed: int
         p.unsqueeze(0) if p.ndim == 1 else p for name, p in model.named_parameters() if "norm" not in name
     ]
     total = 0.0
-    with rounding_noise(noisy, bits, torch.Generator().manual_seed(seed)):
+    generator = torch.Generator().manual_seed(seed)
+    with nullcontext() if bits is None else rounding_noise(noisy, bits, generator):
         for part, target in zip(read.split(WINDOWS), following.split(WINDOWS), strict=True):
             logits = model(part).float().flatten(0, 1)
             total += float(F.cross_entropy(logits, target.flatten(), reduction="sum"))

@@ -1,0 +1,300 @@
+"""Equations measured: 42 times fewer numbers, hand-written equations at one cap, and the search beside them.
+
+    verdict   networks of 42 times fewer numbers by equations, beside (a) the dense network of their shape, (b) a dense
+              network of their bytes, (c) the dense network of their shape rounded to those bytes; equal processor time
+    hand      hand-written equations at the widest network that the cap holds, scored as the search scores
+    search    searches from random starts, a seed each, and their best candidate trained again with other seeds
+
+Every training is written down as soon as it is over, and the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.record import Record
+from sprat.cli.arguments import budget, whole
+from sprat.cli.terminal import bars
+from sprat.errors import SpratError
+from sprat.folders import write_whole
+from sprat.golf import corpus, finish, score
+from sprat.golf.batches import Batches
+from sprat.golf.recipe import Recipe
+from sprat.golf.schedule import Length
+from sprat.golf.training import Training, run
+from sprat.prove.environment import machine, versions
+from sprat.search.candidate import Candidate, network, shape_of
+from sprat.search.network import parse
+from sprat.search.search import search
+from sprat.search.trial import Text, loss, room, trial
+
+#: The shape of the verdict, and equations that give it RATIO times fewer numbers, embedding included, or more.
+WIDE = {"layers": 6, "width": 128, "heads": 4, "kv_heads": 4, "inner": 512}
+RATIO = 42
+EQUATIONS = (
+    "shared(monarch(8)); embedding: lowrank(16)",
+    "kron(1, 16); embedding: lowrank(24)",
+    "monarch(1); embedding: lowrank(16)",
+)
+BASE = {"vocabulary": 512, "context": 128, "batch": 8, "matrix_rate": 0.02, "embedding_rate": 0.01}
+#: (formula, layers): at least one of each kind; the first is what they are compared with.
+HAND = (
+    ("dense", 3),
+    ("dense; embedding: lowrank(32)", 3),
+    ("lowrank(16)", 3),
+    ("kron(4, 8)", 3),
+    ("monarch(4, 2)", 3),
+    ("circulant(4)", 3),
+    ("toeplitz(4)", 3),
+    ("shared(dense)", 3),
+    ("shared(dense) + lowrank(4)", 4),
+    ("scaled(shared(dense))", 4),
+    ("polynomial(1, dense)", 4),
+    ("mixture(2, dense)", 4),
+    ("scaled(seeded) + lowrank(8)", 3),
+    ("hypernetwork(4)", 3),
+    ("coordinates(8)", 3),
+)
+BITS = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    torch.set_num_threads(1)
+    settings = {"cap": str(options.cap), "seconds": options.seconds, "base": BASE, "wide": WIDE}
+    try:
+        record = Record(options.record, settings, "sprat.equations/1")
+        record.begin(" ".join(sys.argv[1:]), versions(), machine())
+        base = Recipe.from_dict({**BASE, "validation": options.share})
+        given = corpus.read(options.text, base.validation)
+        text = Text.of(given, base.vocabulary)
+        with bars() as progress:
+            for seed in range(options.seeds):
+                for part in options.parts:
+                    PARTS[part](record, options, base, given, text, seed, progress)
+    except SpratError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    write_whole(options.record / "table.md", page(record))
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--record", type=Path, default=Path("records/2026-11-22-equations"), help="default %(default)s")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
+    add("--text", nargs="+", default=[], metavar="FILE")
+    add("--share", type=float, default=0.01, help="of the documents that is scored (default %(default)s)")
+    add("--cap", type=budget, default="60kB", metavar="B", help="of hand and search (default %(default)s)")
+    add("--seconds", type=float, default=6.0, help="processor time of a training (default %(default)s)")
+    add("--search-minutes", type=float, default=2.0, help="processor time of a search (default %(default)s)")
+    add("--seeds", type=whole, default=3, metavar="N", help="default %(default)s")
+    return parser.parse_args(arguments)
+
+
+def once(record: Record, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row `name`, measured where it is not there yet."""
+    if name not in record.rows:
+        started = time.process_time()
+        row = measure()
+        record.add(name, row | {"processor": round(time.process_time() - started, 1)})
+        print(name, {k: v for k, v in row.items() if not isinstance(v, list | dict)}, flush=True)
+    return record.rows[name]
+
+
+def verdict(record, options, base, given, text, seed, progress) -> None:
+    """The four networks of one seed."""
+    wide, seconds = replace(base, **WIDE), 4 * options.seconds  # wide shapes are slow
+    shape = shape_of(wide, text.vocabulary)
+    for formula in EQUATIONS:
+        numbers = sum(parse(formula).parameters(shape).values())
+        if numbers * RATIO > shape.parameters:
+            raise SpratError(f"{formula} has {numbers:,} numbers, more than {shape.parameters // RATIO:,}")
+        chosen = replace(wide, equation=formula)
+        once(
+            record,
+            f"verdict/{formula}/{seed}",
+            lambda r=chosen: _trained(r, given, text, seconds, seed, [None]),
+        )
+    # The bytes that all are given: those of the largest of the equations' files.
+    own = [record.rows[f"verdict/{formula}/0"]["files"][0]["bytes"] for formula in EQUATIONS]
+    nbytes, narrow = max(own), _dense_of(max(own), base, text)
+    once(record, f"verdict/dense, same shape/{seed}",
+         lambda: _trained(wide, given, text, seconds, seed, [None, nbytes]))  # fmt: skip
+    once(
+        record,
+        f"verdict/dense, same bytes/{seed}",
+        lambda: _trained(narrow, given, text, seconds, seed, [nbytes]),
+    )
+
+
+def hand(record, options, base, given, text, seed, progress) -> None:
+    """Every hand-written equation."""
+    space = room(int(options.cap.value), text.tokenizer)
+    for formula, layers in HAND:
+        candidate = Candidate(parse(formula), layers, BITS)
+        once(
+            record,
+            f"hand/{formula}/{seed}",
+            lambda c=candidate: _tried(c, base, text, space, options.seconds, seed),
+        )
+
+
+def searched(record, options, base, given, text, seed, progress) -> None:
+    """One search from a random start; its best candidate three times more, with seeds that it has not seen."""
+
+    def measure() -> dict[str, Any]:
+        found = search(options.text, options.cap, options.search_minutes, options.record / f"search-{seed}",
+                       recipe=base, seconds=options.seconds, seed=seed, progress=progress)  # fmt: skip
+        return {name: found[name] for name in ("trials", "candidates", "rank_correlation_of_guess", "best")}
+
+    best = Candidate.from_dict(once(record, f"search/{seed}", measure)["best"][0]["candidate"])
+    space = room(int(options.cap.value), text.tokenizer)
+    for again in range(options.seeds):
+        once(record, f"found/{seed}/{again}",
+             lambda a=again: _tried(best, base, text, space, options.seconds, 100 + a))  # fmt: skip
+
+
+PARTS = {"verdict": verdict, "hand": hand, "search": searched}
+
+
+def _dense_of(nbytes: int, base: Recipe, text: Text) -> Recipe:
+    """The widest dense network of three layers that BITS a weight bring to so many bytes."""
+    net = network(Candidate(parse("dense"), 3, BITS), base, text.vocabulary, room(nbytes, text.tokenizer))
+    if net is None:
+        raise SpratError(f"no dense network fits {nbytes:,} bytes")
+    return replace(net.recipe, equation="")
+
+
+def _tried(
+    candidate: Candidate, base: Recipe, text: Text, space: int, seconds: float, seed: int
+) -> dict[str, Any]:
+    net = network(candidate, base, text.vocabulary, space)
+    if net is None:
+        raise SpratError(f"{candidate.equation} does not fit the cap")
+    found = trial(net, text, space, seconds, seed)
+    return {
+        **candidate.to_dict(),
+        "width": net.recipe.width,
+        "numbers": net.numbers,
+        "flops": net.flops,
+        **vars(found),
+    }
+
+
+def _trained(
+    recipe: Recipe, given: corpus.Corpus, text: Text, seconds: float, seed: int, caps: Sequence[int | None]
+) -> dict[str, Any]:
+    """One training, ended in a file for each cap (None: all that its weights can use)."""
+    torch.manual_seed(seed)
+    batches = Batches(text.train, recipe.context, recipe.batch, seed)
+    training = Training(recipe, text.vocabulary, batches, Length("processor seconds", seconds), seed)
+    run(training)
+    model = training.result()
+    files = []
+    with tempfile.TemporaryDirectory() as root:
+        for cap in caps:
+            out = Path(root) / f"{cap}.sprat"
+            most = 2 * sum(p.numel() for p in model.parameters()) + 10**6
+            finish.into_cap(model, recipe, text.tokenizer, cap or most, out, given.train, seed)
+            scored = score.score_file(out, given.validation, threads=1)
+            files.append(
+                {"bytes": out.stat().st_size, "bits_per_byte": scored.bits_per_byte, "engine": scored.engine}
+            )
+    exact = loss(model, recipe, text.held, None, seed) / math.log(2) / text.held_bytes
+    return {
+        "recipe": {name: getattr(recipe, name) for name in ("layers", "width", "inner", "heads", "equation")},
+        "numbers": sum(p.numel() for p in model.parameters()),
+        "tokens": training.tokens,
+        "seconds": training.seconds,
+        "bits_per_byte_unrounded": exact,
+        "files": files,
+    }
+
+
+def page(record: Record) -> str:
+    """The tables, as Markdown: means over seeds, and the range of the seeds."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, row in record.rows.items():
+        part, *words = name.split("/")
+        groups.setdefault((part, "/".join(words[:-1]) or words[0]), []).append(row)
+    lines: list[str] = []
+    for part in ("verdict", "hand", "search", "found"):
+        own = {name: rows for (p, name), rows in groups.items() if p == part}
+        if own:
+            lines += [f"## {part}", "", *TABLES[part](own), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict_table(own: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| network | numbers | file, bytes | bits a byte, unrounded | of the file | tokens read | seeds |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, rows in own.items():
+        for i, file in enumerate(rows[0]["files"]):
+            label = f"{name}, at those bytes" if i else name
+            lines.append(
+                f"| {label} | {rows[0]['numbers']:,} | {file['bytes']:,} | "
+                f"{_span([row['bits_per_byte_unrounded'] for row in rows])} | "
+                f"{_span([row['files'][i]['bits_per_byte'] for row in rows])} | "
+                f"{_mean([row['tokens'] for row in rows]):,.0f} | {len(rows)} |"
+            )
+    return lines
+
+
+def _hand_table(own: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| equation | layers x width | numbers | operations a token | tokens read | bits a byte | seeds |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for rows in sorted(own.values(), key=lambda rows: _mean([row["bits_per_byte"] for row in rows])):
+        row = rows[0]
+        lines.append(
+            f"| `{row['equation']}` | {row['layers']} x {row['width']} | {row['numbers']:,} | {row['flops']:,} | "
+            f"{_mean([r['tokens'] for r in rows]):,.0f} | {_span([r['bits_per_byte'] for r in rows])} | {len(rows)} |"
+        )
+    return lines
+
+
+def _search_table(own: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| seed | candidates | trainings | rank correlation of the guess | best equation | its bits a byte |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for seed, (row,) in own.items():
+        best, guess = row["best"][0], row["rank_correlation_of_guess"]
+        lines.append(
+            f"| {seed} | {row['candidates']} | {row['trials']} | {'' if guess is None else f'{guess:.2f}'} | "
+            f"`{best['candidate']['equation']}` | {best['bits_per_byte']:.4f} |"
+        )
+    return lines
+
+
+TABLES = {"verdict": _verdict_table, "hand": _hand_table, "search": _search_table, "found": _hand_table}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _span(values: list[float]) -> str:
+    """The mean, and the least and most where there are several."""
+    ends = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+    return f"{_mean(values):.4f}{ends}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
