@@ -1,9 +1,9 @@
 """The rate–distortion bound of a model's statistics: the fewest bytes at which its quadratic loss can be had.
 
 Take the weights of a map as independent Gaussians, w_ij ~ N(0, r_i² k_j²), and the loss as ½ tr(G ΔW H ΔWᵀ) nats.
-With μ the eigenvalues of K H K, K = diag(k), and ν those of R G R, R = diag(r) (g_i r_i² where of G the diagonal alone is
-known), a map is then m·n independent components of variance v_ij = ½ ν_i μ_j nats, and reverse water-filling (Cover &
-Thomas, section 10.3.3) at the water level θ gives
+With μ the eigenvalues of K H K, K = diag(k), and ν those of R G R, R = diag(r) (g_i r_i² where of G only the diagonal
+is known), a map is then m·n independent components of variance v_ij = ½ ν_i μ_j nats, and reverse water-filling (Cover
+& Thomas, section 10.3.3) at the water level θ gives
 
     KL(θ) = Σ min(v, θ),     bits(θ) = Σ max(0, ½ log2(v / θ)),
 
