@@ -30,6 +30,6 @@ def find(name: str) -> Method:
     """The method `name`; RecipeError for one that is not in the table."""
     if name not in METHODS:
         raise RecipeError(
-            f"recipe: unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}"
+            f"recipe: unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}, and auto"
         )
     return METHODS[name]
