@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from families import CONFIGS, contexts, tiny_model
 from sprat.errors import StatisticsError
 from sprat.sense.cache import Cache
-from sprat.sense.statistics import PROBES, SKIP, GroupStatistics, HeadStatistics, measure
+from sprat.sense.statistics import PROBES, SKIP, WIDE, GroupStatistics, HeadStatistics, measure
 from sprat.sense.walk import Walk
 from sprat.source.load import load
 from sprat.source.maps import Group, groups
@@ -117,7 +117,11 @@ def compare_with_brute_force(model: PreTrainedModel, ids: Tensor, root: Path) ->
         s: GroupStatistics = cache.get(f"layer/{group.layer}", GroupStatistics)[group.name]
         x = flat(brute.x[group.maps[0].name])
         close(s.h, x.T @ x / tokens)
-        close(s.g, torch.cat([flat(brute.gradient[m.name]).square().mean(0) for m in group.maps]))
+        gradient = torch.cat([flat(brute.gradient[m.name]) for m in group.maps], 1)
+        close(s.g, gradient.square().mean(0))
+        assert bool(len(s.fisher)) == (gradient.shape[1] <= WIDE * group.width)
+        if len(s.fisher):
+            close(s.fisher, gradient.T @ gradient / tokens)
         assert s.tokens == tokens
         kept = flat(probed.x[group.maps[0].name])
         assert len(s.probes) == min(PROBES, len(kept))
