@@ -11,11 +11,8 @@ from torch import Tensor, nn
 from sprat.search.equation import Factor, Space, Term, Values
 from sprat.search.network import Equation, looked_up, parse, seed_of
 
-#: A product of fewer rows than this never makes W.
+#: A product of fewer inputs than this never makes W.
 FEW = 16
-#: With more, W is made where its product takes at most so many times the fast one's operations: one large product runs
-#: that much faster than several small ones.
-FASTER = 8
 #: Maps that end a branch beside the residual stream: every layer begins near the identity.
 ENDS = {"o_proj": 0.02, "down_proj": 0.02}
 EMBEDDING_DEVIATION = 0.02
@@ -60,7 +57,7 @@ class Maps(nn.Module):
         """W x. x: (..., columns)."""
         tokens = x.numel() // self.space.columns
         whole = 2 * self.space.rows * self.space.columns
-        if tokens < FEW or whole > FASTER * self.term.flops(self.space):
+        if tokens < FEW or whole > self.term.slowness * self.term.flops(self.space):
             return self.term.product(self.values(), self.space, layer, x)
         return F.linear(x, self.dense(layer))
 

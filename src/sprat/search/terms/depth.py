@@ -30,6 +30,10 @@ class Shared(Term):
     groups: int = 1
     name: ClassVar[str] = "shared"
 
+    @property
+    def slowness(self) -> float:  # type: ignore[override]  # of a class elsewhere
+        return self.term.slowness
+
     def factors(self, space: Space, gain: float = 1.0) -> dict[str, Factor]:
         return inside(0, self.term.factors(self._space(space), gain))
 
@@ -58,6 +62,10 @@ class Scaled(Term):
     term: Term
     name: ClassVar[str] = "scaled"
 
+    @property
+    def slowness(self) -> float:  # type: ignore[override]  # of a class elsewhere
+        return self.term.slowness
+
     def factors(self, space: Space, gain: float = 1.0) -> dict[str, Factor]:
         return {
             "rows": Factor((space.rows,), space.copies, 0.0, 1.0),
@@ -84,6 +92,10 @@ class _Combined(Term):
     """W_l = Σ_j a_lj E_j."""
 
     term: Term
+
+    @property
+    def slowness(self) -> float:  # type: ignore[override]  # of a class elsewhere
+        return self.term.slowness
 
     @property
     def count(self) -> int:

@@ -16,6 +16,7 @@ class Dense(Term):
     """See the module."""
 
     name: ClassVar[str] = "dense"
+    slowness: ClassVar[float] = 1.0
 
     def factors(self, space: Space, gain: float = 1.0) -> dict[str, Factor]:
         shape = (space.rows, space.columns)
@@ -37,6 +38,7 @@ class LowRank(Term):
 
     rank: int
     name: ClassVar[str] = "lowrank"
+    slowness: ClassVar[float] = 2.0
 
     def factors(self, space: Space, gain: float = 1.0) -> dict[str, Factor]:
         m, n, r = space.rows, space.columns, self.rank

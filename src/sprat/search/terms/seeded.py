@@ -28,6 +28,7 @@ class Seeded(Term):
     """See the module."""
 
     name: ClassVar[str] = "seeded"
+    slowness: ClassVar[float] = 1.0
 
     def factors(self, space: Space, gain: float = 1.0) -> dict[str, Factor]:
         return {"scale": Factor((1,), space.copies, 0.0, gain)}

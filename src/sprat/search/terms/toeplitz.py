@@ -26,6 +26,7 @@ class Circulant(Term):
 
     block: int
     name: ClassVar[str] = "circulant"
+    slowness: ClassVar[float] = 12.0
 
     @property
     def _numbers(self) -> int:
