@@ -27,7 +27,7 @@ import torch
 from bench.record import Record
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
-from sprat.errors import SpratError
+from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score
 from sprat.golf.batches import Batches
@@ -213,7 +213,14 @@ def _trained(
         for cap in caps:
             out = Path(root) / f"{cap}.sprat"
             most = 2 * sum(p.numel() for p in model.parameters()) + 10**6
-            finish.into_cap(model, recipe, text.tokenizer, cap or most, out, given.train, seed)
+            try:
+                finish.into_cap(model, recipe, text.tokenizer, cap or most, out, given.train, seed)
+            except (
+                BudgetError,
+                StatisticsError,
+            ) as error:  # so few bits a weight that the rounding is not believed
+                files.append({"bytes": cap, "bits_per_byte": None, "refused": str(error)})
+                continue
             scored = score.score_file(out, given.validation, threads=1)
             files.append(
                 {"bytes": out.stat().st_size, "bits_per_byte": scored.bits_per_byte, "engine": scored.engine}
@@ -255,7 +262,7 @@ def _verdict_table(own: dict[str, list[dict[str, Any]]]) -> list[str]:
             lines.append(
                 f"| {label} | {rows[0]['numbers']:,} | {file['bytes']:,} | "
                 f"{_span([row['bits_per_byte_unrounded'] for row in rows])} | "
-                f"{_span([row['files'][i]['bits_per_byte'] for row in rows])} | "
+                f"{_span([score for row in rows if (score := row['files'][i]['bits_per_byte']) is not None])} | "
                 f"{_mean([row['tokens'] for row in rows]):,.0f} | {len(rows)} |"
             )
     return lines
@@ -298,6 +305,8 @@ def _mean(values: list[float]) -> float:
 
 def _span(values: list[float]) -> str:
     """The mean, and the least and most where there are several."""
+    if not values:
+        return "refused"
     ends = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
     return f"{_mean(values):.4f}{ends}"
 
