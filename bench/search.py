@@ -5,12 +5,14 @@
     hand      hand-written equations at the widest network that the cap holds, scored as the search scores
     search    searches from random starts, a seed each, and their best candidate trained again with other seeds
 
-Every training is written down as soon as it is over, and the same command goes on where it was cut off.
+Every training is written down as soon as it is over, and the same command goes on where it was cut off. The parts have
+a file each and may run beside each other. All of it takes about 70 minutes of processor time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tempfile
@@ -25,7 +27,7 @@ import torch
 from bench.record import Record
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
-from sprat.errors import SpratError
+from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score
 from sprat.golf.batches import Batches
@@ -71,21 +73,24 @@ BITS = 4
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     torch.set_num_threads(1)
-    settings = {"cap": str(options.cap), "seconds": options.seconds, "base": BASE, "wide": WIDE}
+    settings = {"cap": str(options.cap), "seconds": options.seconds, "share": options.share, "base": BASE}
     try:
-        record = Record(options.record, settings, "sprat.equations/1")
-        record.begin(" ".join(sys.argv[1:]), versions(), machine())
+        records = {
+            part: Record(options.record / part, settings, "sprat.equations/1") for part in options.parts
+        }
+        for record in records.values():
+            record.begin(" ".join(sys.argv[1:]), versions(), machine())
         base = Recipe.from_dict({**BASE, "validation": options.share})
         given = corpus.read(options.text, base.validation)
         text = Text.of(given, base.vocabulary)
         with bars() as progress:
             for seed in range(options.seeds):
                 for part in options.parts:
-                    PARTS[part](record, options, base, given, text, seed, progress)
+                    PARTS[part](records[part], options, base, given, text, seed, progress)
     except SpratError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    write_whole(options.record / "table.md", page(record))
+    write_whole(options.record / "table.md", page(options.record))
     return 0
 
 
@@ -98,8 +103,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--text", nargs="+", default=[], metavar="FILE")
     add("--share", type=float, default=0.01, help="of the documents that is scored (default %(default)s)")
     add("--cap", type=budget, default="60kB", metavar="B", help="of hand and search (default %(default)s)")
-    add("--seconds", type=float, default=6.0, help="processor time of a training (default %(default)s)")
-    add("--search-minutes", type=float, default=2.0, help="processor time of a search (default %(default)s)")
+    add("--seconds", type=float, default=30.0, help="processor time of a training (default %(default)s)")
+    add("--search-minutes", type=float, default=6.0, help="processor time of a search (default %(default)s)")
     add("--seeds", type=whole, default=3, metavar="N", help="default %(default)s")
     return parser.parse_args(arguments)
 
@@ -116,7 +121,7 @@ def once(record: Record, name: str, measure: Callable[[], dict[str, Any]]) -> di
 
 def verdict(record, options, base, given, text, seed, progress) -> None:
     """The four networks of one seed."""
-    wide, seconds = replace(base, **WIDE), 4 * options.seconds  # wide shapes are slow
+    wide, seconds = replace(base, **WIDE), 2 * options.seconds  # wide shapes are slow
     shape = shape_of(wide, text.vocabulary)
     for formula in EQUATIONS:
         numbers = sum(parse(formula).parameters(shape).values())
@@ -156,7 +161,7 @@ def searched(record, options, base, given, text, seed, progress) -> None:
     """One search from a random start; its best candidate three times more, with seeds that it has not seen."""
 
     def measure() -> dict[str, Any]:
-        found = search(options.text, options.cap, options.search_minutes, options.record / f"search-{seed}",
+        found = search(options.text, options.cap, options.search_minutes, options.record / "search" / f"seed-{seed}",
                        recipe=base, seconds=options.seconds, seed=seed, progress=progress)  # fmt: skip
         return {name: found[name] for name in ("trials", "candidates", "rank_correlation_of_guess", "best")}
 
@@ -208,7 +213,14 @@ def _trained(
         for cap in caps:
             out = Path(root) / f"{cap}.sprat"
             most = 2 * sum(p.numel() for p in model.parameters()) + 10**6
-            finish.into_cap(model, recipe, text.tokenizer, cap or most, out, given.train, seed)
+            try:
+                finish.into_cap(model, recipe, text.tokenizer, cap or most, out, given.train, seed)
+            except (
+                BudgetError,
+                StatisticsError,
+            ) as error:  # so few bits a weight that the rounding is not believed
+                files.append({"bytes": cap, "bits_per_byte": None, "refused": str(error)})
+                continue
             scored = score.score_file(out, given.validation, threads=1)
             files.append(
                 {"bytes": out.stat().st_size, "bits_per_byte": scored.bits_per_byte, "engine": scored.engine}
@@ -224,10 +236,11 @@ def _trained(
     }
 
 
-def page(record: Record) -> str:
-    """The tables, as Markdown: means over seeds, and the range of the seeds."""
+def page(folder: Path) -> str:
+    """The tables of all parts that are there, as Markdown: means over seeds, and the least and most of them."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, row in record.rows.items():
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    for name, row in (pair for found in read if "rows" in found for pair in found["rows"].items()):
         part, *words = name.split("/")
         groups.setdefault((part, "/".join(words[:-1]) or words[0]), []).append(row)
     lines: list[str] = []
@@ -249,7 +262,7 @@ def _verdict_table(own: dict[str, list[dict[str, Any]]]) -> list[str]:
             lines.append(
                 f"| {label} | {rows[0]['numbers']:,} | {file['bytes']:,} | "
                 f"{_span([row['bits_per_byte_unrounded'] for row in rows])} | "
-                f"{_span([row['files'][i]['bits_per_byte'] for row in rows])} | "
+                f"{_span([score for row in rows if (score := row['files'][i]['bits_per_byte']) is not None])} | "
                 f"{_mean([row['tokens'] for row in rows]):,.0f} | {len(rows)} |"
             )
     return lines
@@ -292,6 +305,8 @@ def _mean(values: list[float]) -> float:
 
 def _span(values: list[float]) -> str:
     """The mean, and the least and most where there are several."""
+    if not values:
+        return "refused"
     ends = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
     return f"{_mean(values):.4f}{ends}"
 
