@@ -11,20 +11,13 @@ from sprat.sizes import format_bytes
 
 SUMMARY = "Write a .sprat file out in a form that other tools open."
 EXAMPLES = """  sprat export smol.sprat --to hf smol-hf
-  sprat export smol.sprat --to hf smol-exact --dtype float32
-  sprat export half.sprat --to compressed-tensors half-24     # of a file fitted with --sparsity 2:4"""
+  sprat export smol.sprat --to hf smol-exact --dtype float32"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which file, into which form and folder."""
     add_file(parser)
-    parser.add_argument(
-        "--to",
-        required=True,
-        metavar="FORM",
-        help="hf: a plain, dense Hugging Face folder; compressed-tensors: layers with a 2:4 pattern as its "
-        "sparse-24-bitmask, which its versions up to 0.14 open",
-    )
+    parser.add_argument("--to", required=True, metavar="FORM", help="hf: a plain, dense Hugging Face folder")
     parser.add_argument(
         "directory", metavar="DIR", type=Path, help="the folder to write; it must not exist or be empty"
     )
@@ -34,13 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    """Write the folder, and say how large it is, and who opens it where not everyone does."""
-    from sprat.run import sparse24
+    """Write the folder, and say how large it is."""
     from sprat.run.export import export
 
     with terminal.bars() as progress:
         folder = export(arguments.file, arguments.to, arguments.directory, arguments.dtype, progress)
     size = sum(path.stat().st_size for path in folder.iterdir())
     terminal.out().print(f"{folder}: {format_bytes(size)} in {arguments.dtype}", markup=False, soft_wrap=True)
-    if arguments.to == "compressed-tensors":
-        terminal.note(sparse24.READERS)

@@ -1,22 +1,20 @@
-"""A `.sprat` written out as a Hugging Face folder, for anyone's own tools to open and check."""
+"""A `.sprat` written out as a plain, dense Hugging Face folder, for anyone's own tools to open and check."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.errors import SpratError, nearest
 from sprat.progress import Progress, silent
-from sprat.run import sparse24
 from sprat.run.model import DTYPES, tensors, torch_dtype
 from sprat.run.tokenizer import tokenizer_files
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from sprat.coding.container import Artifact
@@ -32,11 +30,10 @@ def export(
     dtype: str = "bfloat16",
     progress: Progress = silent,
 ) -> Path:
-    """Write `file` in the form `to` into `directory`, which must not exist or be empty; returns it.
+    """Write `file` in the form `to` ("hf") into `directory`, which must not exist or be empty; returns it.
 
-    to: "hf", dense; "compressed-tensors", layers with a 2:4 pattern as `sparse24` says. dtype float32 holds exactly
-    what the file stands for; bfloat16 rounds it and halves the folder. Nothing is left under the final name when
-    writing fails.
+    dtype float32 holds exactly what the file stands for; bfloat16 rounds it and halves the folder. Nothing
+    is left under the final name when writing fails.
     """
     from sprat.coding.container import open as open_artifact
 
@@ -61,29 +58,14 @@ def export(
 
 
 def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> None:
-    _weights(tensors(artifact), len(artifact.names), folder, dtype, progress)
-    _description(artifact, folder, {"dtype": dtype})
-
-
-def _compressed(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> None:
-    names = _weights(sparse24.tensors(artifact), len(artifact.names), folder, dtype, progress)
-    said = {"dtype": dtype, "quantization_config": sparse24.quantization_config(names)}
-    _description(artifact, folder, said)
-
-
-def _weights(
-    arrays: Iterator[tuple[str, np.ndarray]], entries: int, folder: Path, dtype: str, progress: Progress
-) -> list[str]:
-    """Write `arrays`, those of numbers with a fraction as `dtype`; returns their names."""
     import torch
 
-    kind = torch_dtype(dtype)
+    kind, entries = torch_dtype(dtype), len(artifact.names)
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
     total = held = done = 0
-    for name, array in arrays:
-        tensor = torch.from_numpy(array)
-        tensor = (tensor.to(kind) if tensor.is_floating_point() else tensor).contiguous()
+    for name, array in tensors(artifact):
+        tensor = torch.from_numpy(array).to(kind).contiguous()
         size = tensor.numel() * tensor.element_size()
         if shard and held + size > SHARD_BYTES:
             shards.append(_save(shard, folder, len(shards)))
@@ -93,12 +75,7 @@ def _weights(
         progress("expanding tensors", min(done, entries), entries)
     shards.append(_save(shard, folder, len(shards)))
     _name_shards(folder, shards, total)
-    return [name for names in shards for name in names]
-
-
-def _description(artifact: Artifact, folder: Path, said: dict[str, Any]) -> None:
-    """What lies beside the weights: config.json, with `said` in it, and the tokenizer."""
-    config = artifact.config | said
+    config = artifact.config | {"dtype": dtype}
     config.pop("torch_dtype", None)
     _write_json(folder / "config.json", config)
     for name, content in tokenizer_files(artifact).items():
@@ -131,4 +108,4 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 #: The forms that a file can be written in.
-FORMS: dict[str, Callable[[Any, Path, str, Progress], None]] = {"hf": _hf, "compressed-tensors": _compressed}
+FORMS: dict[str, Callable[[Any, Path, str, Progress], None]] = {"hf": _hf}
