@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import bench.search as bench
+
 from golf.small import documents, write
 
 
 def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
     # Gentle: a model that knows this small language by heart is too sharp to be rounded.
     fit = {"tokens": 1024, "heal": 4}
-    monkeypatch.setattr(bench, "BASE", {"vocabulary": 320, "context": 64, "batch": 4, "matrix_rate": 0.005, "fit": fit})
+    monkeypatch.setattr(
+        bench, "BASE", {"vocabulary": 320, "context": 64, "batch": 4, "matrix_rate": 0.005, "fit": fit}
+    )
     monkeypatch.setattr(bench, "WIDE", {"layers": 2, "width": 48, "heads": 2, "kv_heads": 1, "inner": 96})
     monkeypatch.setattr(bench, "RATIO", 2)
     monkeypatch.setattr(bench, "EQUATIONS", ("lowrank(8); embedding: lowrank(24)",))
@@ -28,9 +31,14 @@ def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
     equation, whole, narrow = (rows[name] for name in rows if name.startswith("verdict"))
     cap = equation["files"][0]["bytes"]
     assert equation["numbers"] * 2 < whole["numbers"] and len(whole["files"]) == 2
-    assert whole["files"][0]["bytes"] > cap >= whole["files"][1]["bytes"] and narrow["files"][0]["bytes"] <= cap
+    assert (
+        whole["files"][0]["bytes"] > cap >= whole["files"][1]["bytes"] and narrow["files"][0]["bytes"] <= cap
+    )
     table = (tmp_path / "r" / "table.md").read_text()
     assert "dense, same shape, at those bytes" in table and "`lowrank(4)`" in table and "## found" in table
     before = (tmp_path / "r" / "hand" / "result.json").read_text()
     assert bench.main(arguments) == 0  # nothing is measured again
-    assert json.loads(before)["rows"] == json.loads((tmp_path / "r" / "hand" / "result.json").read_text())["rows"]
+    assert (
+        json.loads(before)["rows"]
+        == json.loads((tmp_path / "r" / "hand" / "result.json").read_text())["rows"]
+    )
