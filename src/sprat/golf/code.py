@@ -30,7 +30,7 @@ model, _, tokenizer = int8.unpack(Path(sys.argv[1]).read_bytes())
 model(torch.tensor([tokenizer.encode("a").ids]))
 """
 _TELL = """
-print(json.dumps([f for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))]))
+print(json.dumps({n: f for n, m in list(sys.modules.items()) if (f := getattr(m, "__file__", None))}))
 """
 
 
@@ -52,13 +52,13 @@ def code(path: Path) -> Code:
     done = subprocess.run([sys.executable, "-c", script + _TELL, str(path)], capture_output=True, text=True)
     if done.returncode:
         raise SpratError(f"{path} cannot be run: {done.stderr.strip().splitlines()[-1]}")
-    loaded = [Path(name).resolve() for name in json.loads(done.stdout.splitlines()[-1])]
-    own = Path(__file__).resolve().parents[1]
-    mine = {name for name in loaded if name.is_relative_to(own)}
+    loaded = {name: Path(file).resolve() for name, file in json.loads(done.stdout.splitlines()[-1]).items()}
+    # By the module's name: an editable install keeps the native core apart from the sources.
+    mine = {file for name, file in loaded.items() if name.partition(".")[0] == "sprat"}
     packages = {
-        name.parts[name.parts.index("site-packages") + 1].removesuffix(".py")
-        for name in loaded
-        if "site-packages" in name.parts and not name.is_relative_to(own)
+        file.parts[file.parts.index("site-packages") + 1].removesuffix(".py")
+        for file in loaded.values()
+        if "site-packages" in file.parts and file not in mine
     }
     others = sorted(name for name in packages if not name.startswith("_"))
-    return Code(sum(name.stat().st_size for name in mine), len(mine), tuple(others))
+    return Code(sum(file.stat().st_size for file in mine), len(mine), tuple(others))
