@@ -196,8 +196,13 @@ def _calibration(
     source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
 ) -> Calibration:
     widest = max(g.width for g in groups(source.model))
-    tokens = recipe.tokens or min(max(8 * widest, 16384), 65536)
+    tokens = recipe.tokens or calibration_tokens(widest)
     return calibration(source, calibrate, tokens + recipe.held_out * recipe.context, recipe, seed, progress)
+
+
+def calibration_tokens(widest: int) -> int:
+    """How many, for maps whose inputs are at most `widest`: several times that, as H is of that many numbers a side."""
+    return min(max(8 * widest, 16384), 65536)
 
 
 def calibration(

@@ -14,13 +14,14 @@ from test_model import random_model
 
 from sprat.errors import RecipeError, SourceError, SpratError
 from sprat.golf import golf as golfs
-from sprat.golf import prune, teacher, words
+from sprat.golf import prune, words
 from sprat.golf.batches import Batches
 from sprat.golf.curriculum import MASS, Curriculum, bigram
 from sprat.golf.golf import golf
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.schedule import Length
 from sprat.golf.training import Training, run
+from sprat.methods.distil import divergence
 from sprat.training.checkpoint import Checkpoint
 
 TEXTS = documents()
@@ -181,7 +182,7 @@ def test_divergence_is_kl():
         np.exp(x.double().numpy()) / np.exp(x.double().numpy()).sum(1, keepdims=True)
         for x in (taught, logits)
     )
-    assert float(teacher.divergence(taught, logits)) == pytest.approx((p * np.log(p / q)).sum() / 5, rel=1e-4)
+    assert float(divergence(taught, logits)) == pytest.approx((p * np.log(p / q)).sum() / 5, rel=1e-4)
 
 
 def test_a_student_of_a_teacher_alone_comes_to_say_what_it_says():
@@ -191,7 +192,7 @@ def test_a_student_of_a_teacher_alone_comes_to_say_what_it_says():
 
     def apart() -> float:
         with torch.no_grad():
-            return float(teacher.divergence(taught(read).flatten(0, 1), t.model(read).flatten(0, 1)))
+            return float(divergence(taught(read).flatten(0, 1), t.model(read).flatten(0, 1)))
 
     before = apart()
     run(t)

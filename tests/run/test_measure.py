@@ -59,7 +59,7 @@ def test_what_cannot_be_measured_is_refused(toy, tiny):
 
 
 def test_bandwidth_and_memory_are_plausible():
-    assert 1e8 < read_bandwidth(2, 8 << 20, rounds=2) < 1e13
     before = resident_bytes()
     held = np.ones(64 << 20, np.uint8)
     assert resident_bytes() - before > 0.9 * held.nbytes
+    assert 1e8 < read_bandwidth(2, 8 << 20, rounds=2) < 1e13  # last: what it reads goes back when it pleases

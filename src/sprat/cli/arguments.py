@@ -144,14 +144,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", type=Path, metavar="TOML", help="a recipe file, for settings other than the defaults"
     )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="one setting of the recipe",
-    )
+    add_settings(parser)
 
 
 def add_structure(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +203,37 @@ def add_ram(parser: argparse.ArgumentParser) -> None:
         help="tokens of key-value cache that --ram covers (default %(default)s)",
     )
     add_cache(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Single settings of a recipe; `settings` reads them."""
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the recipe",
+    )
+
+
+def add_corpus(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """What is learnt from and what is scored: the same for `golf train` and `search`."""
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        action="extend",
+        required=required,
+        metavar="TEXT",
+        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT]",
+    )
+    parser.add_argument(
+        "--validation",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="what is scored (default: a share of the documents, by their hash)",
+    )
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import Parser, budget, seed, settings, whole
+from sprat.cli.arguments import Parser, add_corpus, add_settings, budget, seed, settings, whole
 from sprat.errors import RecipeError
 from sprat.progress import silent
 from sprat.sizes import format_bytes
@@ -28,26 +28,22 @@ EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minut
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verbs of a golf."""
     verbs = parser.add_subparsers(dest="golf", metavar="VERB", required=True, parser_class=Parser)
-    train = verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
+    _train_flags(
+        verbs.add_parser("train", help="train a recipe on text and write the file", description=SUMMARY)
+    )
+    _score_flags(verbs.add_parser("score", help="bits per byte of a file on text"))
+    _compare_flags(
+        verbs.add_parser("compare", help="which of two trainings is better, and whether that can be told")
+    )
+    _leaderboard_flags(verbs.add_parser("leaderboard", help="all results under a folder, by cap and length"))
+
+
+def _train_flags(train: argparse.ArgumentParser) -> None:
     train.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe file (recipes/golf-*.toml)")
     train.add_argument(
         "--cap", type=budget, required=True, metavar="B", help="the most the whole file may weigh"
     )
-    train.add_argument(
-        "--text",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="TEXT",
-        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT]",
-    )
-    train.add_argument(
-        "--validation",
-        nargs="+",
-        action="extend",
-        metavar="TEXT",
-        help="what is scored (default: a share of the documents, by their hash)",
-    )
+    add_corpus(train)
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
     add_length(train)
     train.add_argument(
@@ -58,20 +54,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one"
     )
     train.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
-    train.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="one setting of the recipe",
-    )
+    add_settings(train)
     train.add_argument(
         "--teacher", type=Path, metavar="FILE", help="a .sprat with the same tokenizer to learn from as well"
     )
     train.set_defaults(golf_execute=_train, parser=train)
 
-    score = verbs.add_parser("score", help="bits per byte of a file on text")
+
+def _score_flags(score: argparse.ArgumentParser) -> None:
     score.add_argument("file", type=Path, metavar="FILE", help="a .sprat file, or what int8-zlib wrote")
     score.add_argument(
         "--text",
@@ -96,14 +86,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     score.set_defaults(golf_execute=_score, parser=score)
 
-    compare = verbs.add_parser(
-        "compare", help="which of two trainings is better, and whether that can be told"
-    )
+
+def _compare_flags(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("a", type=Path, metavar="A", help="the JSON beside a trained file")
     compare.add_argument("b", type=Path, metavar="B", help="the JSON beside another")
     compare.set_defaults(golf_execute=_compare, parser=compare)
 
-    board = verbs.add_parser("leaderboard", help="all results under a folder, by cap and length")
+
+def _leaderboard_flags(board: argparse.ArgumentParser) -> None:
     board.add_argument(
         "folder", type=Path, metavar="FOLDER", help="where the JSONs of trainings lie (records)"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import Parser, budget, seed, settings, whole
+from sprat.cli.arguments import Parser, add_corpus, add_settings, budget, seed, settings, whole
 from sprat.errors import SpratError
 
 SUMMARY = (
@@ -28,24 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The flags of a search, and two verbs."""
     parser.add_argument("--cap", type=budget, metavar="B", help="what every candidate's file may weigh")
     parser.add_argument("--minutes", type=float, metavar="M", help="processor time of the whole search")
-    parser.add_argument("--text", nargs="+", action="extend", metavar="FILE", help="UTF-8 text to learn from")
-    parser.add_argument(
-        "--validation", nargs="+", action="extend", metavar="FILE", help="what is scored (default: a share)"
-    )
+    add_corpus(parser, required=False)
     parser.add_argument(
         "--recipe",
         type=Path,
         metavar="FILE",
         help="a golf recipe: vocabulary, context and rates of all candidates",
     )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="one setting of the recipe",
-    )
+    add_settings(parser)
     parser.add_argument(
         "--seconds",
         type=float,

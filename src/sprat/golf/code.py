@@ -47,8 +47,7 @@ def code(path: Path) -> Code:
     """Of the file at `path`, by running it in a process of its own. SpratError where it cannot be run."""
     from sprat.golf import int8
 
-    with path.open("rb") as file:
-        script = _NAIVE if file.read(4) == int8.MAGIC else _NATIVE
+    script = _NAIVE if int8.written(path) else _NATIVE
     done = subprocess.run([sys.executable, "-c", script + _TELL, str(path)], capture_output=True, text=True)
     if done.returncode:
         raise SpratError(f"{path} cannot be run: {done.stderr.strip().splitlines()[-1]}")

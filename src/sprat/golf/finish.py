@@ -26,6 +26,7 @@ from sprat.golf.blocks import bitlinear
 from sprat.golf.model import Decoder
 from sprat.golf.pretrained import GolfConfig, GolfForCausalLM, config
 from sprat.golf.recipe import Recipe
+from sprat.job import calibration_tokens
 from sprat.level.search import AIM
 from sprat.level.targets import shapes
 from sprat.progress import Progress, silent
@@ -203,9 +204,7 @@ def _contexts(ids: np.ndarray, context: int, seed: int) -> torch.Tensor:
 def _calibration(recipe: Recipe, available: int) -> fits.Recipe:
     """The recipe's fit, with as many tokens of calibration as it asks for or the text has."""
     chosen = recipe.fit_recipe()
-    wanted = chosen.tokens or min(
-        max(8 * recipe.width, 8 * recipe.inner, 16384), 65536
-    )  # as sprat.job chooses
+    wanted = chosen.tokens or calibration_tokens(max(recipe.width, recipe.inner))
     # Held-out contexts are the text's too; one more for what cutting it into contexts leaves over.
     return replace(chosen, tokens=max(1, min(wanted, available - (chosen.held_out + 1) * chosen.context)))
 

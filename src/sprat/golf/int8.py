@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,16 @@ from sprat.golf.recipe import Recipe
 MAGIC = b"SPG8"
 #: What a file may unpack to.
 LIMIT = 1 << 30
+
+
+def written(path: Path, role: str = "") -> bool:
+    """Whether the file at `path` is one of these, by its first bytes. SpratError, naming its role, where it cannot be
+    opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise SpratError(f"cannot open {role}{path}: {error.strerror}") from None
 
 
 def pack(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> bytes:

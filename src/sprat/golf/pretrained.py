@@ -17,12 +17,12 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sprat.errors import RequestError
+from sprat.golf import MODEL_TYPE
 from sprat.golf.blocks.sharing import owners
 from sprat.golf.model import EPS, THETA, Trunk
 from sprat.golf.recipe import Recipe
 from sprat.search.maps import Embedding, Head
 
-MODEL_TYPE = "sprat_golf"
 #: Keys of a recipe that a model depends on and that a config.json of Qwen3 does not say.
 BLOCKS = (
     "layers", "activation", "shared", "loops", "ngrams", "ngram_width", "ngram_order", "memory", "memory_every",

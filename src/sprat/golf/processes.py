@@ -31,10 +31,12 @@ def end() -> None:
 
 
 def count() -> int:
+    """How many train together: 1 without torchrun."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
+    """Which of them this one is; 0 writes."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 

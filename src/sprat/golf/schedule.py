@@ -13,7 +13,7 @@ KINDS = ("tokens", "seconds", "processor seconds")
 @dataclass(frozen=True)
 class Length:
     """A training's end: `amount` of a kind: "tokens" read; "seconds" of the clock on the wall; "processor seconds",
-    of all threads together, which other work on the machine does not shorten."""
+    of all threads together, which other work on the machine slows and does not use up."""
 
     kind: str
     amount: float

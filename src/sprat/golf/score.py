@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from sprat.coding import container
-from sprat.errors import ProofError, SpratError
+from sprat.errors import ProofError
 from sprat.golf import int8, words
 from sprat.golf.model import Decoder
 from sprat.progress import Progress, silent
@@ -52,12 +52,7 @@ def score_file(
     progress: Progress = silent,
 ) -> Score:
     """A .sprat through the engine that runs it, or a file of golf/int8.py through torch."""
-    try:
-        with path.open("rb") as file:
-            naive = file.read(4) == int8.MAGIC
-    except OSError as error:
-        raise SpratError(f"cannot open {path}: {error.strerror}") from None
-    if naive:
+    if int8.written(path):
         model, recipe, tokenizer = int8.unpack(path.read_bytes())
         return score_model(model, recipe.context, tokenizer, documents, stride, progress)
     with container.open(path) as artifact:

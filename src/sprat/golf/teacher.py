@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from sprat.coding import container
-from sprat.errors import SourceError, SpratError
+from sprat.errors import SourceError
 from sprat.golf import int8
 from sprat.run.model import to_torch
 from sprat.run.tokenizer import open_tokenizer
@@ -33,12 +32,7 @@ Teacher = Callable[[Tensor], Tensor]
 def load(path: str | Path, tokenizer: Tokenizer) -> Teacher:
     """A .sprat, or a file of golf/int8.py, as a teacher. SourceError where its tokens are not `tokenizer`'s."""
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            naive = file.read(4) == int8.MAGIC
-    except OSError as error:
-        raise SpratError(f"cannot open the teacher {path}: {error.strerror}") from None
-    if naive:
+    if int8.written(path, "the teacher "):
         teacher, _, its = int8.unpack(path.read_bytes())
     else:
         with container.open(path) as artifact:
@@ -58,11 +52,6 @@ def _logits(model: PreTrainedModel) -> Teacher:
 def _tokens(tokenizer: Tokenizer) -> object:
     """What decides how text is cut."""
     return json.loads(tokenizer.to_str())["model"]
-
-
-def divergence(taught: Tensor, logits: Tensor) -> Tensor:
-    """KL(teacher || student), nats, the mean over places. Both (places, vocabulary) logits, float32."""
-    return F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 def without_gradient(teacher: Teacher, ids: Tensor) -> Tensor:

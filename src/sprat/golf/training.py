@@ -26,7 +26,8 @@ from sprat.golf.prune import kept, narrowed, saliency
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.teacher import Teacher, divergence, without_gradient
+from sprat.golf.teacher import Teacher, without_gradient
+from sprat.methods.distil import divergence
 from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
 from sprat.training.checkpoint import Checkpoint

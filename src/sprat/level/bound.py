@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sprat.level.predict import solve_level
 from sprat.level.targets import Target, Targets
-from sprat.methods.metric import Metric
+from sprat.methods.metric import Metric, floored
 from sprat.progress import Progress, silent
 from sprat.recipe import Recipe
 
@@ -93,8 +93,7 @@ def spectra(w: Tensor, metric: Metric, row_floor: float) -> tuple[np.ndarray, np
     live = k > 0
     r = (square[:, live] / k[live]).mean(1) if bool(live.any()) else torch.zeros(len(w), dtype=torch.float64)
     if metric.fisher is None:
-        g = metric.g.double()
-        nu = g.clamp_min(row_floor * float(g.mean()) + 1e-30) * r
+        nu = floored(metric.g.double(), row_floor) * r
     else:
         nu = _eigenvalues(metric.fisher, r.sqrt())
     return (0.5 * nu).numpy(), _eigenvalues(metric.h, k.sqrt()).numpy()

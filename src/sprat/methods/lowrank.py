@@ -92,7 +92,7 @@ def _rounded(
     """Both factors at `level`: right in the metric that left gives it, then left refitted to what right became."""
     left, _ = _least_squares(w, metric.h, right)
     weight = (left.square() * metric.g[:, None]).sum(0)
-    through = replace(metric, g=weight, fisher=None, u=metric.inputs)
+    through = replace(metric, g=weight, fisher=None, u=metric.inputs, known=None)
     coded = round_to_level(right, through, level, recipe, tables, threads)
     left, inner = _least_squares(w, metric.h, torch.from_numpy(coded.dense()))
     return round_to_level(left, replace(metric, h=inner, u=None), level, recipe, tables, threads), coded

@@ -26,7 +26,7 @@ from sprat.coding import entropy
 from sprat.coding.patterns import Pattern, codable
 from sprat.coding.tensors import OFFSET, Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
-from sprat.methods.metric import Metric
+from sprat.methods.metric import Metric, floored
 from sprat.recipe import Recipe
 
 #: Row scales that are tried in each turn, by the scale that the last one found.
@@ -73,8 +73,7 @@ def round_binary(
 
 def _round(w: Tensor, metric: Metric, recipe: Recipe, threads: int, zero: bool) -> Lattice:
     refuse_nan(w, metric)
-    w, h, g = w.detach().float(), metric.h, metric.g
-    g = g.float().clamp_min(recipe.row_floor * float(g.mean()) + 1e-30)
+    w, h, g = w.detach().float(), metric.h, floored(metric.g.float(), recipe.row_floor)
     wh = w @ h
     problem = _Problem(w, h, metric.inputs, g, wh, (wh * w).sum(1).clamp_min(0))
     row = w.square().mean(1).sqrt().clamp_min(1e-12)

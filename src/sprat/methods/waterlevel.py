@@ -28,7 +28,7 @@ from sprat import sparsity
 from sprat.coding import entropy
 from sprat.coding.tensors import Lattice, LogScale
 from sprat.methods.columns import Grid, Zeros, refuse_nan, round_columns
-from sprat.methods.metric import Metric, Rows
+from sprat.methods.metric import Metric, Rows, floored
 from sprat.recipe import Recipe
 from sprat.sense.shrink import upper_factor
 
@@ -50,9 +50,7 @@ class Steps:
 
 def step_sizes(u_diagonal: Tensor, g: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Δ / c of rows (m,) and columns (n,), float64: the step of element (i, j) is c times their product."""
-    g = g.double()
-    g = g.clamp_min(recipe.row_floor * float(g.mean()) + 1e-30)
-    rows, columns = g.rsqrt(), u_diagonal.double()
+    rows, columns = floored(g.double(), recipe.row_floor).rsqrt(), u_diagonal.double()
     if not recipe.row_steps:
         rows = torch.full_like(rows, float(rows.log().mean().exp()))
     if not recipe.column_steps:

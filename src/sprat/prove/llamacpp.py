@@ -39,6 +39,7 @@ def package() -> Any:
 
 
 def version() -> str:
+    """Of the llama.cpp that computes a GGUF, by the package that brings it."""
     return f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sprat.errors import FormatError, RequestError, UnsupportedError, nearest
+from sprat.golf import MODEL_TYPE
 from sprat.run.rope import Rope, ropes
 
 #: What the native engine serves, by the config's model_type.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "sprat_golf")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", MODEL_TYPE)
 #: Of a golf's building blocks (sprat.golf.pretrained), what the engine serves: layers that share their maps, and
 #: hashed n-grams.
 _GOLF = ("layers", "shared", "loops", "ngrams", "ngram_width", "ngram_order")
@@ -83,7 +84,7 @@ def architecture(config: dict[str, Any]) -> Architecture:
     read = _Reader(config)
     gemma = family == "gemma3_text"
     blocks = _Reader({})
-    if family == "sprat_golf":
+    if family == MODEL_TYPE:
         blocks, family = _blocks(config.get("blocks")), "qwen3"
     layers = read.whole("num_hidden_layers", 1, 4096)
     hidden = read.whole("hidden_size", 1, 1 << 20)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sprat.coding.tensors import expand
 from sprat.errors import FormatError, SpratError, nearest
+from sprat.golf import MODEL_TYPE
 
 if TYPE_CHECKING:
     import torch
@@ -70,13 +71,14 @@ def model_config(config: dict[str, Any]) -> PretrainedConfig:
     """The transformers config; `FormatError` names an architecture that this transformers does not know."""
     from transformers import AutoConfig
 
-    from sprat.golf.pretrained import register
-
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise FormatError("section 'config': no model_type in it")
     rest = {name: value for name, value in config.items() if name != "model_type"}
-    register()
+    if kind == MODEL_TYPE:
+        from sprat.golf.pretrained import register
+
+        register()
     try:
         return AutoConfig.for_model(kind, **rest)
     except Exception as error:  # transformers raises ValueError, KeyError and its own validation errors
@@ -84,6 +86,7 @@ def model_config(config: dict[str, Any]) -> PretrainedConfig:
 
 
 def torch_dtype(name: str) -> torch.dtype:
+    """The type of that name; SpratError with the nearest one for another."""
     import torch
 
     if name not in DTYPES:

@@ -30,6 +30,7 @@ from sprat.fit import FitResult
 from sprat.level import predict, search
 from sprat.level.curve import curve
 from sprat.level.rounding import Rounded
+from sprat.methods.distil import divergence as kl
 from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import choose_steps, round_to_level
 from sprat.progress import Progress, silent
@@ -230,8 +231,7 @@ def divergence(model: nn.Module, other: nn.Module, ids: Tensor) -> float:
     """KL(model || other) in nats a token over the second halves of contexts."""
     total, skip = 0.0, ids.shape[1] // 2
     for context in ids:
-        p, q = (m(context[None])[0, skip:].float().log_softmax(-1) for m in (model, other))
-        total += float((p.exp() * (p - q)).sum(-1).mean())
+        total += float(kl(*(m(context[None])[0, skip:] for m in (model, other))))
     return total / len(ids)
 
 

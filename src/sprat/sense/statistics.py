@@ -125,7 +125,7 @@ class _Moments:
         if not self.learning:
             return
         # A copy: of a single float32 context this is a view of the gradient that is still on its way.
-        flat = gradient.detach()[:, SKIP:].flatten(0, -2).float().clone()
+        flat = gradient.detach()[:, SKIP:].flatten(0, -2).to(torch.float32, copy=True)
         start = sum(self.rows[:index])
         self.g[start : start + self.rows[index]] += flat.square().sum(0)
         if len(self.fisher):

@@ -16,7 +16,7 @@ import gguf
 import torch
 
 from sprat.errors import SourceError, nearest
-from sprat.golf.pretrained import MODEL_TYPE, register
+from sprat.golf import MODEL_TYPE
 from sprat.source import maps, places
 from sprat.source.quiet import quiet
 
@@ -222,6 +222,8 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 
     kind = config["model_type"]
     if kind == MODEL_TYPE:
+        from sprat.golf.pretrained import register
+
         register()
         return
     if kind not in known:

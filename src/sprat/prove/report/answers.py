@@ -21,6 +21,8 @@ class Written:
 
 @dataclass(frozen=True)
 class Generation:
+    """One prompt, what both models wrote behind it, and how many of the first tokens are the same."""
+
     prompt: str
     original: Written
     compressed: Written

@@ -18,6 +18,8 @@ from sprat.sizes import format_bytes
 
 @dataclass(frozen=True)
 class Tick:
+    """A mark on an axis: where, in percent of its length, and the text there."""
+
     at: float
     text: str
 
@@ -66,6 +68,8 @@ def intervals(figures: Sequence[Figure | None]) -> Intervals:
 
 @dataclass(frozen=True)
 class Column:
+    """A bar of a chart, in its units, and what it says."""
+
     x: float
     width: float
     height: float

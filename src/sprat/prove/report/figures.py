@@ -48,6 +48,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Interval:
+    """Both ends of an interval, as they are shown."""
+
     low: Shown
     high: Shown
 

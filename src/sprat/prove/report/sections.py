@@ -62,6 +62,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
+    """A figure by parts of the text (positions, frequencies): rows of a table, and their chart."""
+
     rows: list[Part]
     chart: charts.Intervals
 
@@ -92,6 +94,8 @@ def frequencies(result: Result) -> Parts | None:
 
 @dataclass(frozen=True)
 class Kind:
+    """What one kind of content takes of the file; start: where its share begins."""
+
     name: str
     nbytes: Shown
     share: float
@@ -165,6 +169,7 @@ def identity(result: Result) -> list[tuple[str, str, Shown | None, str]]:
 
 
 def settings(result: Result) -> list[tuple[str, str]]:
+    """How the proof was made, by name, as it is shown."""
     found = [(name.replace("_", " "), value) for name, value in result.pairs("settings")]
     seconds = result.show("seconds", Style(0, " s"))
     return [*found, ("took", str(seconds))] if seconds else found

@@ -58,6 +58,7 @@ def headline(result: Result) -> Sentence:
 
 
 def times_smaller(result: Result) -> float | None:
+    """The original in bf16 over the file; None where either is not known."""
     size = result.number("file.bytes")
     original = result.number("against.bytes") or result.number("cost.original_bytes")
     return original / size if size and original else None

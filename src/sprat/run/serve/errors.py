@@ -45,10 +45,12 @@ def busy(seconds: float) -> ApiError:
 
 
 def closing() -> ApiError:
+    """What a request is told while the server goes down."""
     return ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
 
 
 def late(seconds: float) -> ApiError:
+    """What a request is told that took longer than it may."""
     return ApiError(
         504, f"not done within the server's limit of {seconds:g} s: ask for fewer tokens", None, "timeout"
     )

@@ -38,6 +38,8 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
+    """Of a stream: whether a last chunk tells the tokens used."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -104,11 +106,15 @@ class CompletionRequest(Request):
 
 
 class TextPart(_Strict):
+    """A piece of a message; only text is understood."""
+
     type: Literal["text"]
     text: Text
 
 
 class ChatMessage(_Strict):
+    """One turn of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
     name: str | None = None

@@ -82,6 +82,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
     return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 

@@ -94,6 +94,7 @@ async def collect(
 
 
 def checked(event: Event) -> Event:
+    """The event; raises its failure where it is one."""
     if event.failure is not None:
         raise event.failure
     return event
