@@ -68,9 +68,7 @@ ROWS = [
     ),
     _bare("lattice + rank 4", "50MB", "LQER, 2402.02446", method="waterlevel+lowrank", rank=4),
     *(_bare(f"{LEVEL}, {b}MB", f"{b}MB") for b in _BUDGETS),
-    _healed(f"{LEVEL} + heal, 34MB", "34MB", 15),
-    _healed(f"{LEVEL} + heal, 30MB", "30MB", 30),
-    _healed(f"{LEVEL} + heal, 20MB", "20MB", 30),
+    *(_healed(f"{LEVEL} + heal, {b}MB", f"{b}MB", 15) for b in (40, 34, 30, 20, 16)),
     _bare("planner, 30MB", "30MB", method="auto"),
     _bare("planner, 20MB", "20MB", method="auto"),
 ]
