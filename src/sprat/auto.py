@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sprat import assembly
 from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat import reduce as structure
@@ -40,9 +41,9 @@ def best(
         trust = base.kl / max(base.result.predicted, 1e-9)  # what predictions are short of on this model
         if not structure.wanted(candidate.recipe):
             jobs.sense(job, job.seed)  # the plain trial's, from the cache
-            spreads = jobs.spreads(job)
+            spreads = assembly.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
-            return trust * jobs.predicted_kl(job, spreads, level)
+            return trust * assembly.predicted_kl(job, spreads, level)
         share = _weights(job) / _weights(base.result.job)
         return job.lost + trust * _level_kl(base.result, share)
 
@@ -54,10 +55,10 @@ def _level_kl(trial: Trial, share: float) -> float:
     """What the level would cost if the maps had but `share` of their weights and the whole budget."""
     job, limits = trial.job, trial.limits
     varying, fixed = bounds.predicted(job, limits, trial.spreads)
-    held_back = jobs.reserve(job) if limits.first == "file" else 0
+    held_back = assembly.reserve(job) if limits.first == "file" else 0
     room = search.AIM * limits.target - fixed - held_back
     level = predict.solve_level(lambda level: share * varying(level), room)
-    return share * jobs.predicted_kl(job, trial.spreads, level)
+    return share * assembly.predicted_kl(job, trial.spreads, level)
 
 
 def _weights(job: Job) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sprat import job as jobs
+from sprat import assembly
 from sprat.job import Job
 from sprat.level import predict, search
 from sprat.level.curve import curve
@@ -45,11 +45,11 @@ def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
     """`limits` with the one first that asks for the coarser level; BudgetError where one cannot be kept."""
     name = job.source.name
     if limits.file is not None:
-        floor = jobs.floor(job, spreads, jobs.overhead(job))
+        floor = assembly.floor(job, spreads, assembly.overhead(job))
         search.refuse_impossible(limits.file, job.source.original_bytes, floor, name)
     if limits.ram is None:
         return limits
-    limits.refuse_memory(jobs.layout_floor(job, spreads), name, known=True)
+    limits.refuse_memory(assembly.layout_floor(job, spreads), name, known=True)
     kinds = ["ram"] if limits.file is None else ["file", "ram"]
     return max((replace(limits, first=kind) for kind in kinds), key=lambda found: level(job, found, spreads))
 
@@ -57,7 +57,7 @@ def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
 def level(job: Job, limits: Limits, spreads: list[predict.Spread]) -> float:
     """The level that should fill the first of the limits."""
     varying, fixed = predicted(job, limits, spreads)
-    held_back = jobs.reserve(job) if limits.first == "file" else 0
+    held_back = assembly.reserve(job) if limits.first == "file" else 0
     return predict.solve_level(varying, search.AIM * limits.target - fixed - held_back)
 
 
@@ -66,7 +66,7 @@ def predicted(
 ) -> tuple[Callable[[float], float], int]:
     """What the first of the limits counts: the bytes that a level gives, and those that no level changes."""
     if limits.first == "ram":
-        trellis, fixed = bool(job.recipe.trellis), limits.cache + jobs.layout_overhead(job)
+        trellis, fixed = bool(job.recipe.trellis), limits.cache + assembly.layout_overhead(job)
         return lambda level: predicted_layout(spreads, level, trellis), fixed
     rates = curve(job.recipe)
-    return lambda level: predict.predicted_bits(spreads, level, rates) / 8, jobs.overhead(job)
+    return lambda level: predict.predicted_bits(spreads, level, rates) / 8, assembly.overhead(job)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sprat import auto
+from sprat import assembly, auto
 from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.coding.ledger import Ledger
@@ -135,7 +135,7 @@ def fit(
 
     def settle(job: Job) -> Trial:
         jobs.sense(job, seed)
-        spreads = jobs.spreads(job)
+        spreads = assembly.spreads(job)
         return _settled(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
 
     if recipe.method != AUTO:
@@ -215,7 +215,7 @@ def plan(
         recipe = replace(recipe, method="waterlevel")
     job = jobs.start(model, calibrate, seed, recipe, progress, refuse)
     jobs.sense(job, seed)
-    spreads, reserve = jobs.spreads(job), jobs.reserve(job)
+    spreads, reserve = assembly.spreads(job), assembly.reserve(job)
     rows = []
     for size in files:
         limits = bounds.nearer(job, limits_of(job.source, size), spreads)
@@ -226,7 +226,7 @@ def plan(
         if ram is not None:
             predicted, overhead = bounds.predicted(job, replace(limits, first="ram"), spreads)
             memory = overhead + round(predicted(level))
-        kl = job.lost + jobs.predicted_kl(job, spreads, level)
+        kl = job.lost + assembly.predicted_kl(job, spreads, level)
         rows.append(PlanRow(limits.file, nbytes, kl, 8 * nbytes / job.weights, level, memory))
     return rows
 
@@ -234,7 +234,7 @@ def plan(
 def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
     """The level that fills the limits, its predicted KL and the held-out one, with more shrinkage where they part."""
     predicted_bytes, overhead = bounds.predicted(job, limits, spreads)
-    held_back = jobs.reserve(job) if limits.file is not None else 0
+    held_back = assembly.reserve(job) if limits.file is not None else 0
     attempt = 0
     while True:
         with job.stage("rounding"):
@@ -242,10 +242,10 @@ def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
                 limits.target - held_back,
                 predicted_bytes,
                 overhead,
-                lambda level: jobs.build(job, level),
+                lambda level: assembly.build(job, level),
                 lambda rounded, file: limits.weight(file.nbytes, _memory(job, limits, rounded)),
             )
-        predicted = jobs.predicted_kl(job, spreads, fitted.level)
+        predicted = assembly.predicted_kl(job, spreads, fitted.level)
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
             # What the statistics of the reduced model predict is what rounding does to that model.
@@ -267,7 +267,7 @@ def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> t
     """What healing gave and its held-out KL, or what it was given where that is better."""
     best = fitted, before
     with job.stage("healing"):
-        for healed in jobs.healed(job, fitted, size):
+        for healed in assembly.healed(job, fitted, size):
             after = _measured(job, healed)
             if after < best[1]:
                 best = healed, after
@@ -306,12 +306,12 @@ def _repair(job: Job, attempt: int, predicted: float, measured: float) -> None:
 
 def _note_plenty(job: Job, spreads: list[predict.Spread], level: float, measured: float) -> None:
     """A warning where all that the budget leaves beside layers that no level changes buys next to nothing."""
-    rates, settled = curve(job.recipe), jobs.layers(job)
+    rates, settled = curve(job.recipe), assembly.layers(job)
     rest = predict.predicted_kl(spreads, level, rates)
     if settled is None or rest >= PLENTY * measured:
         return
     enough = level * math.sqrt(PLENTY * measured / max(rest, 1e-30))
-    nbytes = jobs.overhead(job) + round(predict.predicted_bits(spreads, enough, rates) / 8)
+    nbytes = assembly.overhead(job) + round(predict.predicted_bits(spreads, enough, rates) / 8)
     job.warnings.append(
         f"{job.recipe.method} layers take the same bytes in every budget, and the embedding has what is left: from "
         f"about {nbytes:,} bytes on more of them buy nothing"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sprat import assembly
 from sprat import job as jobs
 from sprat.errors import BudgetError, RecipeError, SpratError, StatisticsError
 from sprat.fit import finish
@@ -108,7 +109,7 @@ def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Pa
     """The rows of the budgets that are missing, each written as soon as it is known, and the curve of all."""
     result["model"] = _model(job, result)
     jobs.sense(job, result["settings"]["seed"])
-    spreads = jobs.spreads(job)
+    spreads = assembly.spreads(job)
     for budget in missing:
         row = _fitted(job, spreads, budget, folder)
         result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
@@ -184,7 +185,7 @@ def _predicted(job: Job, spreads: list[predict.Spread], sizes: list[int]) -> lis
     """[{bytes, predicted_kl, bound_kl}] over the sizes and a little beyond; None where a size holds no weights."""
     if not sizes:
         return []
-    overhead, fixed, rates = jobs.overhead(job), jobs.fixed(job), curve(job.recipe)
+    overhead, fixed, rates = assembly.overhead(job), assembly.fixed(job), curve(job.recipe)
     components = bound.components(job.targets, job.recipe, job.progress)
     out = []
     for size in (

@@ -74,7 +74,7 @@ class Targets:
         self._room = int(FACTOR_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
     def metric(self, target: Target) -> Metric:
-        """Target's metric as the recipe shrinks it. Its factors are kept, while there is room, for they serve every level.
+        """Target's metric as the recipe shrinks it; its factors are kept, while there is room, for all levels.
 
         Their Cholesky decompositions are most of a wide map's rounding.
         """
