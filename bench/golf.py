@@ -15,24 +15,29 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from bench.pace import paces
 from bench.record import commit, save_json
 from sprat.cli.arguments import budget, settings, whole
 from sprat.cli.golf import add_length, length_of
 from sprat.cli.terminal import bars
 from sprat.errors import BudgetError, SpratError, TrainingError
 from sprat.folders import write_whole
+from sprat.golf import corpus
 from sprat.golf.compare import SCHEMA, compare
 from sprat.golf.golf import Golf, play, prepare, result
 from sprat.golf.leaderboard import length_words, spread
 from sprat.golf.recipe import Recipe
 from sprat.sizes import format_bytes
 
+#: Documents that are read to time the recipes.
+TIMED = 20
 EXAMPLES = """\
 examples:
   python -m bench.golf --recipes recipes/golf-cpu-250kB*.toml --cap 250kB --processor-minutes 2 --seeds 3 \\
@@ -79,6 +84,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="in every recipe")
     add("--baseline", metavar="NAME", help="what the others are compared with (default: the shortest name)")
     add("--redo", default="", metavar="PATTERN", help="train recipes of these names again")
+    add(
+        "--paced",
+        action="store_true",
+        help="count time by what a step costs beside the others' (bench/pace.py)",
+    )
     add("--only-report", action="store_true", help="README.md anew, nothing trained")
     add_length(parser)
     return parser.parse_args(arguments)
@@ -91,6 +101,7 @@ def _run(options: argparse.Namespace) -> None:
     options.record.mkdir(parents=True, exist_ok=True)
     length, given = length_of(options), settings(options.settings)
     games: dict[str, Golf] = {}
+    pace = _paces(options, given) if options.paced else {}
     for path in options.recipes:
         record = options.record / f"{path.stem}.json"
         if options.redo and fnmatch.fnmatch(path.stem, options.redo):
@@ -98,12 +109,30 @@ def _run(options: argparse.Namespace) -> None:
             for file in options.files.glob(f"{path.stem}-seed*"):
                 file.unlink()
         recipe = Recipe.read(path, given)
-        games[path.stem] = prepare(recipe, options.text, options.cap, length, options.validation)
+        own = replace(length, pace=pace.get(path.stem, 0.0))
+        games[path.stem] = prepare(recipe, options.text, options.cap, own, options.validation)
         _refuse_other(record, result(games[path.stem], []))
         shutil.copyfile(path, options.record / path.name)
     for seed in range(options.seeds):
         for name, game in games.items():
             _train(name, game, seed, options)
+
+
+def _paces(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, float]:
+    """Of all recipes; what was found once is kept, for a row that was trained by it stands."""
+    path = options.record / "paces.json"
+    found: dict[str, float] = json.loads(path.read_bytes()) if path.exists() else {}
+    recipes = {recipe.stem: Recipe.read(recipe, given) for recipe in options.recipes}
+    if not recipes.keys() <= found.keys():
+        if found:
+            raise SpratError(
+                f"{path} has no pace of {', '.join(recipes.keys() - found.keys())}: all are timed together"
+            )
+        text = corpus.read(options.text, next(iter(recipes.values())).validation, options.validation)
+        with bars() as progress:
+            found = paces(recipes, text.train[:: max(1, len(text.train) // TIMED)], progress=progress)
+        save_json(path, found)
+    return found
 
 
 def _train(name: str, game: Golf, seed: int, options: argparse.Namespace) -> None:
@@ -134,6 +163,7 @@ def _command(options: argparse.Namespace) -> str:
     for flag in ("minutes", "processor_minutes", "tokens", "threads"):
         if (value := getattr(options, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}", f"{value:g}"]
+    words += ["--paced"] * options.paced
     for pair in options.settings:
         words += ["--set", pair]
     names = dict.fromkeys(_text_name(text) for text in options.text)
@@ -206,6 +236,8 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
 def _intro(base: dict[str, Any], name: str) -> str:
     length, text, held = base["length"], base["text"], base["validation"]
     amount = length_words(length["kind"], length["amount"])
+    if base.get("pace"):
+        amount += " (a token counted as what it costs the recipe in steps taken in turns with the others')"
     return (
         f"# {format_bytes(base['cap'])} from nothing, recipes beside each other\n\n"
         f"Each was trained for {amount} on {base['threads']} thread{'s'[: base['threads'] > 1]} from "

@@ -54,3 +54,40 @@ def test_seeds_take_turns_and_a_run_that_is_cut_off_goes_on(arguments, tmp_path,
     assert golf.main([*arguments, "--cap", "50kB"]) == 1
     (tmp_path / "record" / "README.md").unlink()
     assert golf.main([*arguments, "--only-report"]) == 0 and (tmp_path / "record" / "README.md").exists()
+
+
+def test_paced_trainings_read_what_their_steps_cost_beside_the_others(arguments, tmp_path):
+    """A recipe of eight times the layers reads fewer tokens in the same time; a second call keeps the paces."""
+    layers = RECIPE["layers"]
+    deep = (tmp_path / "tiny.toml").read_text().replace(f"layers = {layers}", f"layers = {8 * layers}")
+    (tmp_path / "tiny-deep.toml").write_text(deep)
+    text = [str(path) for path in tmp_path.glob("story-*.txt")]
+    call = [
+        "--record",
+        str(tmp_path / "paced"),
+        "--files",
+        str(tmp_path / "files"),
+        "--cap",
+        "60kB",
+        "--text",
+        *text,
+    ]
+    call += ["--recipes", str(tmp_path / "tiny.toml"), str(tmp_path / "tiny-deep.toml"), "--seeds", "1"]
+    deep = (
+        (tmp_path / "tiny-deep.toml")
+        .read_text()
+        .replace(f"layers = {RECIPE['layers']}", f"layers = {8 * RECIPE['layers']}")
+    )
+    (tmp_path / "tiny-deep.toml").write_text(deep)
+    assert golf.main([*call, "--processor-minutes", "0.02", "--paced"]) == 0
+    paces = json.loads((tmp_path / "paced" / "paces.json").read_text())
+    found = {name: json.loads((tmp_path / "paced" / f"{name}.json").read_text()) for name in paces}
+    assert paces["tiny-deep"] > 2 * paces["tiny"] > 0
+    for name, entry in found.items():
+        (row,) = entry["runs"]
+        step = row["tokens"] / row["steps"]
+        assert abs(row["tokens"] * paces[name] - 1.2) <= step * paces[name]
+        assert row["seconds"] == pytest.approx(row["tokens"] * paces[name], rel=0.01)
+    assert golf.main([*call, "--processor-minutes", "0.02", "--paced"]) == 0
+    assert json.loads((tmp_path / "paced" / "paces.json").read_text()) == paces
+    assert "steps taken in turns" in (tmp_path / "paced" / "README.md").read_text()

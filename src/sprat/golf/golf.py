@@ -269,6 +269,7 @@ def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "recipe": game.recipe.to_dict(),
         "cap": game.cap,
         "length": {"kind": game.length.kind, "amount": game.length.amount},
+        "pace": game.length.pace,
         "text": {
             "documents": len(given.train),
             "bytes": sum(len(d.encode()) for d in given.train),

@@ -13,10 +13,12 @@ KINDS = ("tokens", "seconds", "processor seconds")
 @dataclass(frozen=True)
 class Length:
     """A training's end: `amount` of a kind: "tokens" read; "seconds" of the clock on the wall; "processor seconds",
-    of all threads together, which other work on the machine slows and does not use up."""
+    of all threads together, which other work on the machine slows and does not use up. pace: seconds that a token is
+    taken to cost, in the clock's place; 0: what it does cost."""
 
     kind: str
     amount: float
+    pace: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS

@@ -268,7 +268,7 @@ def run(
         # Processor time is that of all processes; the clock's is the same for all, but for a moment.
         if training.length.kind != "processor seconds":
             spent /= processes.count()
-        training.seconds += spent
+        training.seconds += training.length.pace * training.tokens / training.step or spent
         progress("training", training.share, 1.0)
         if int(training.share * REPORTS) > told:
             told = int(training.share * REPORTS)
