@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEVEL = "water level"
+#: Contexts that a healed row learns from, of a text of so many tokens.
+HEAL_CONTEXTS, HEAL_TOKENS = 128, 65536
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,19 @@ class Row:
     published: str = ""
     bits: int = 0
     """Of round-to-nearest in groups of 64; 0 for what sprat makes."""
+    of: str = ""
+    """The row whose file is healed, on HEAL_CONTEXTS; else a fit makes it."""
 
     @property
     def file(self) -> str:
         """The name of the file that is made."""
-        words = self.name.replace("%", "percent").replace(":", "of").replace(",", "").replace("+", "and")
-        return words.replace(" ", "-") + ".sprat"
+        return file_of(self.name)
+
+
+def file_of(name: str) -> str:
+    """The name of a row's file."""
+    words = name.replace("%", "percent").replace(":", "of").replace(",", "").replace("+", "and")
+    return words.replace(" ", "-") + ".sprat"
 
 
 def _bare(name: str, budget: str, published: str = "", **recipe: Any) -> Row:
@@ -31,8 +40,8 @@ def _bare(name: str, budget: str, published: str = "", **recipe: Any) -> Row:
     return Row(name, budget, {"heal": 0} | recipe, published)
 
 
-def _healed(name: str, budget: str, minutes: float, published: str = "", **recipe: Any) -> Row:
-    return Row(name, budget, {"heal": 0, "heal_minutes": minutes} | recipe, published)
+def _healed(name: str, budget: str, of: str, published: str = "") -> Row:
+    return Row(name, budget, published=published, of=of)
 
 
 _CUT: dict[str, Any] = {"remove_layers": 5, "ffn": 0.85}
@@ -55,7 +64,10 @@ ROWS = [
         **_CUT,
     ),
     _healed(
-        "structural, distilled", "85MB", 15, "40 times fewer tokens than anew (Minitron, 2407.14679)", **_CUT
+        "structural, distilled",
+        "85MB",
+        "structural",
+        "40 times fewer tokens than anew (Minitron, 2407.14679)",
     ),
     _bare("ternary", "45MB", "no loss from 3 B on, when trained so (BitNet, 2402.17764)", method="ternary"),
     _bare("binary", "40MB", "81 % of the accuracy, after training (OneBit, 2402.11295)", method="binary"),
@@ -68,7 +80,7 @@ ROWS = [
     ),
     _bare("lattice + rank 4", "50MB", "LQER, 2402.02446", method="waterlevel+lowrank", rank=4),
     *(_bare(f"{LEVEL}, {b}MB", f"{b}MB") for b in _BUDGETS),
-    *(_healed(f"{LEVEL} + heal, {b}MB", f"{b}MB", 15) for b in (40, 34, 30, 20, 16)),
+    *(_healed(f"{LEVEL} + heal, {b}MB", f"{b}MB", f"{LEVEL}, {b}MB") for b in (40, 34, 30, 20, 16)),
     _bare("planner, 30MB", "30MB", method="auto"),
     _bare("planner, 20MB", "20MB", method="auto"),
 ]

@@ -25,11 +25,12 @@ from bench import texts
 from bench.judge import Judge, contexts
 from bench.measure import Bench
 from bench.record import Record
-from bench.technique_rows import LEVEL, ROWS, Row
+from bench.technique_rows import HEAL_CONTEXTS, HEAL_TOKENS, LEVEL, ROWS, Row, file_of
 from bench.work import Row as PeerRow
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
 from sprat.folders import write_whole
+from sprat.heal import heal
 from sprat.progress import Progress
 from sprat.prove.proof import machine, sha256, versions
 from sprat.prove.tasks.run import read_tasks, run_tasks
@@ -129,17 +130,8 @@ def _ours(row: Row, options: argparse.Namespace, judge: Judge, progress: Progres
     said: dict[str, Any] = {}
     started = time.monotonic()
     if not path.exists():
-        fitted = sprat.fit(
-            options.model, row.budget, path, recipe=Recipe.from_dict(row.recipe), progress=progress
-        )
-        seconds = time.monotonic() - started
-        said = {
-            "minutes": round(seconds / 60, 1),
-            "held_out_kl": fitted.measured_kl,
-            "unhealed_kl": fitted.unhealed_kl,
-            "warnings": fitted.warnings,
-            "considered": [vars(c) for c in fitted.considered],
-        }
+        said = _made(row, options, path, progress)
+        said["minutes"] = round((time.monotonic() - started) / 60, 1)
         write_whole(path.with_suffix(".json"), json.dumps(said) + "\n")
     elif path.with_suffix(".json").exists():
         said = json.loads(path.with_suffix(".json").read_text("utf-8"))
@@ -147,6 +139,33 @@ def _ours(row: Row, options: argparse.Namespace, judge: Judge, progress: Progres
         scores = judge.score(to_torch(artifact, "float32"), progress)
         recipe = artifact.recipe
     return {"bytes": path.stat().st_size, "sha256": sha256(path), "recipe": recipe, **said, **scores}
+
+
+def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress) -> dict[str, Any]:
+    """A fit, or what another row's fit gave, healed."""
+    if not row.of:
+        recipe = Recipe.from_dict(row.recipe)
+        fitted = sprat.fit(options.model, row.budget, path, recipe=recipe, progress=progress)
+        return {
+            "held_out_kl": fitted.measured_kl,
+            "unhealed_kl": fitted.unhealed_kl,
+            "warnings": fitted.warnings,
+            "considered": [vars(c) for c in fitted.considered],
+        }
+    healed = heal(
+        options.files / file_of(row.of),
+        options.model,
+        path,
+        contexts=HEAL_CONTEXTS,
+        tokens=HEAL_TOKENS,
+        budget=row.budget,
+        progress=progress,
+    )
+    return {
+        "held_out_kl": healed.kl,
+        "unhealed_kl": healed.before_kl,
+        "warnings": [healed.rejected] * (not healed.kept),
+    }
 
 
 def _peer(row: Row, bench: Bench, progress: Progress) -> dict[str, Any]:
