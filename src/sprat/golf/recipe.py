@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sprat import recipe as fits
+from sprat.equations.network import parse
+from sprat.equations.term import Space
 from sprat.errors import RecipeError
 from sprat.golf.blocks.bitlinear import WEIGHTS
 from sprat.golf.blocks.delta import MEMORIES
 from sprat.golf.blocks.ngrams import ORDERS
 from sprat.golf.blocks.sharing import SHARED
-from sprat.search.equation import Space
-from sprat.search.network import parse
 
 #: The tokenizer's smallest and largest vocabulary: 256 bytes and the document mark, 16k.
 VOCABULARY = (257, 16384)
@@ -71,7 +71,7 @@ class Recipe:
     balance: float = 0.001
     """By how much a batch moves the bias of an expert that has more or less than its share of tokens."""
     equation: str = ""
-    """How the maps get their weights from fewer numbers: a formula of search/grammar.py, such as "monarch(8)"; empty
+    """How the maps get their weights from fewer numbers: a formula of equations/grammar.py, such as "monarch(8)"; empty
     for dense maps, which are stored as they are."""
 
     batch: int = 8
