@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # The first interpreter that is new enough; PYTHON=… chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell command -v $(p) > /dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1 && echo $(p))))
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
-NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/*)
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/* csrc/*/*)
 BUDGET ?= 50MB
 SANITIZED := build/sanitized
 # What goes through csrc/: coders and containers (hostile files too), rounding kernels.

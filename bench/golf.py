@@ -30,10 +30,11 @@ from sprat.cli.terminal import bars
 from sprat.errors import BudgetError, SpratError, TrainingError
 from sprat.folders import write_whole
 from sprat.golf import corpus
-from sprat.golf.compare import SCHEMA, compare
-from sprat.golf.golf import Golf, play, prepare, result
+from sprat.golf.compare import compare
+from sprat.golf.golf import Golf, play, prepare
 from sprat.golf.leaderboard import length_words, spread
 from sprat.golf.recipe import Recipe
+from sprat.golf.result import SCHEMA, result
 from sprat.sizes import format_bytes
 
 #: Documents that are read to time the recipes.

@@ -27,6 +27,7 @@ import torch
 from bench.record import Record
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
+from sprat.equations.network import parse
 from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score
@@ -36,7 +37,6 @@ from sprat.golf.schedule import Length
 from sprat.golf.training import Training, run
 from sprat.prove.environment import machine, versions
 from sprat.search.candidate import Candidate, network, shape_of
-from sprat.search.network import parse
 from sprat.search.search import search
 from sprat.search.trial import Text, loss, room, trial
 

@@ -5,28 +5,20 @@
 //     u_j = w_j - sum_{i<j} (u_i - Q_i step_i) U_ij / U_ii                                       (GPTQ / LDLQ feedback)
 // where H^-1 = U^T U. With one state this is a greedy decision per column; with a trellis (dependent quantization) a
 // Viterbi search in which each survivor carries its own feedback (per-survivor processing), decided at the block's end.
-// Zeros can be forced: by a mask, or as a pattern (N of every M columns stay). The columns S that a group loses are those
-// whose removal costs least once all the columns that are left, in the group and behind it, make up for it,
-//     w_S (A_SS)^-1 w_S^T,     A = U_gg^T U_gg     (the optimal brain surgeon, with all feedback so far),
-// and they do make up for it, w -= w_S (A_SS)^-1 (U^T U)_S, before the group is rounded.
+// Columns can be forced to zero (waterlevel_zeros.hpp).
 // Sources: GPTQ (arXiv 2210.17323) section 3; CERWU (2505.18758); ISO/IEC 15938-17 (dependent quantization);
-// Raheli, Polydoros, Tzou, "Per-survivor processing", IEEE Trans. Comm. 43 (1995); Hassibi, Stork, "Optimal brain surgeon"
-// (NIPS 1992); SparseGPT (2301.00774) for masks chosen on the way.
+// Raheli, Polydoros, Tzou, "Per-survivor processing", IEEE Trans. Comm. 43 (1995).
 #include "waterlevel.hpp"
-
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <initializer_list>
-#include <limits>
-#include <optional>
+#include <functional>
 #include <stdexcept>
 #include <thread>
 #include <vector>
+
+#include "waterlevel_zeros.hpp"
 
 namespace sprat {
 
@@ -45,21 +37,16 @@ const Trellis& trellis(int states) {
 
 namespace {
 
-constexpr int64_t kMaxCols = 128;
-
 inline int sign(int k) { return (k > 0) - (k < 0); }
 
 // One row of a block. S survivors; `residual[parity]` double-buffers the weights that each survivor has left to round.
 template <int S>
 class RowSearch {
 public:
-    RowSearch(const Block& b, const Trellis& t) : b_(b), t_(t), stride_((b.cols + 15) / 16 * 16) {
+    RowSearch(const Block& b, const Trellis& t) : b_(b), t_(t), zeros_(b), stride_((b.cols + 15) / 16 * 16) {
         for (auto& r : residual_) r.assign(S * stride_, 0.0f);
         choice_.resize(b.cols * S);
         from_.resize(b.cols * S);
-        keep_.assign(b.cols, 1);
-        picked_.assign(b.cols, 0);
-        shift_.assign(b.cols, 0.0f);
     }
 
     void run(int64_t row) {
@@ -71,89 +58,24 @@ public:
         std::memcpy(&residual_[0][start * stride_], w, sizeof(float) * b_.cols);
         int side = 0;
         const float lambda = b_.row_lambda[row];
-        uint8_t* keep = b_.keep ? b_.keep + row * b_.cols : nullptr;
-        if (keep && !b_.group) std::memcpy(keep_.data(), keep, b_.cols);
+        zeros_.begin(row);
         for (int64_t j = 0; j < b_.cols; ++j) {
-            if (b_.group && j % b_.group == 0) {
+            if (zeros_.group_at(j)) {
                 const int best = static_cast<int>(std::min_element(cost, cost + S) - cost);
-                pick(j, &residual_[side][best * stride_]);
+                zeros_.pick(j, &residual_[side][best * stride_]);
                 for (int s = 0; s < S; ++s)
-                    if (cost[s] < kInf) remove(j, &residual_[side][s * stride_]);
+                    if (cost[s] < kInf) zeros_.remove(j, &residual_[side][s * stride_]);
             }
-            if (keep_[j]) step(j, lambda, b_.row_class[row], cost, next_cost, side);
+            if (zeros_.keeps(j)) step(j, lambda, b_.row_class[row], cost, next_cost, side);
             else skip(j, cost, next_cost, side);
             std::copy(next_cost, next_cost + S, cost);
             side ^= 1;
         }
-        if (keep && b_.group) std::memcpy(keep, keep_.data(), b_.cols);
+        zeros_.end(row);
         trace(row, w, static_cast<int>(std::min_element(cost, cost + S) - cost));
     }
 
 private:
-    static constexpr float kInf = std::numeric_limits<float>::infinity();
-
-    // Which columns of the group at j the row loses, from what one survivor has left: keep_ and picked_.
-    void pick(int64_t j, const float* rest) {
-        const float* w = rest + j;
-        uint8_t* keep = &keep_[j];
-        std::fill(keep, keep + b_.group, uint8_t{1});
-        if (!b_.sets) {
-            std::vector<int>& order = order_;
-            order.resize(b_.group);
-            for (int i = 0; i < b_.group; ++i) order[i] = i;
-            const auto saliency = [&](int i) {
-                const float s = w[i] * b_.inverse_u[j + i];
-                return std::isfinite(s) ? s * s : kInf;
-            };
-            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return saliency(a) < saliency(b); });
-            for (int i = 0; i < b_.removed; ++i) keep[order[i]] = 0;
-            return;
-        }
-        const int k = b_.removed;
-        const float* inverse = b_.inverse + j / b_.group * b_.sets * k * k;
-        float least = kInf;
-        int best = 0;
-        for (int s = 0; s < b_.sets; ++s, inverse += k * k) {
-            const int32_t* set = b_.set + s * k;
-            float total = 0.0f;
-            for (int a = 0; a < k; ++a) {
-                float row = 0.0f;
-                for (int c = 0; c < k; ++c) row += inverse[a * k + c] * w[set[c]];
-                total += row * w[set[a]];
-            }
-            if (total < least) {
-                least = total;
-                best = s;
-            }
-        }
-        picked_[j] = best;
-        for (int a = 0; a < k; ++a) keep[b_.set[best * k + a]] = 0;
-    }
-
-    // Takes the picked columns out of `rest`: they become zero, and what is left makes up for them. shift_[j..] is then what
-    // the columns behind the block must still make up for, in errors over U_jj.
-    void remove(int64_t j, float* rest) {
-        if (!b_.sets) return;
-        const int k = b_.removed, set_at = picked_[j];
-        const int32_t* set = b_.set + set_at * k;
-        const float* inverse = b_.inverse + (j / b_.group * b_.sets + set_at) * k * k;
-        float* shift = &shift_[j];
-        std::fill(shift, shift + b_.group, 0.0f);
-        for (int a = 0; a < k; ++a) {
-            float y = 0.0f;
-            for (int c = 0; c < k; ++c) y += inverse[a * k + c] * rest[j + set[c]];
-            for (int i = 0; i <= set[a]; ++i) shift[i] += y * u(j + i, j + set[a]);
-        }
-        for (int i = 0; i < b_.group; ++i) {
-            const float pull = shift[i] / b_.inverse_u[j + i];
-            const float* feedback = b_.feedback + (j + i) * b_.cols;
-            for (int64_t t = j + i; t < b_.cols; ++t) rest[t] -= pull * feedback[t];
-        }
-        for (int a = 0; a < k; ++a) rest[j + set[a]] = 0.0f;  // but for rounding
-    }
-
-    float u(int64_t i, int64_t j) const { return b_.feedback[i * b_.cols + j] / b_.inverse_u[i]; }
-
     // A column that must be zero.
     void skip(int64_t j, const float* cost, float* next_cost, int side) {
         std::fill(next_cost, next_cost + S, kInf);
@@ -257,11 +179,10 @@ private:
         float* rest = &residual_[0][0];
         float* error = b_.error + row * b_.cols;
         std::memcpy(rest, w, sizeof(float) * b_.cols);
-        std::fill(shift_.begin(), shift_.end(), 0.0f);
         for (int64_t j = 0; j < b_.cols; ++j) {
-            if (b_.group && j % b_.group == 0) remove(j, rest);
+            if (zeros_.group_at(j)) zeros_.remove(j, rest);
             const float e = rest[j] - static_cast<float>(q[j]) * b_.step[j];
-            error[j] = shift_[j] + e * b_.inverse_u[j];
+            error[j] = zeros_.shift(j) + e * b_.inverse_u[j];
             const float* feedback = b_.feedback + j * b_.cols;
             for (int64_t i = j + 1; i < b_.cols; ++i) rest[i] -= e * feedback[i];
         }
@@ -269,14 +190,11 @@ private:
 
     const Block& b_;
     const Trellis& t_;
+    Zeros zeros_;
     int64_t stride_;
     std::vector<float> residual_[2];
     std::vector<int> choice_;
     std::vector<uint8_t> from_;
-    std::vector<uint8_t> keep_;   // of the row: 0 where Q must be zero
-    std::vector<int> picked_;     // at a group's first column: its set
-    std::vector<float> shift_;    // of the path that `remove` saw last
-    std::vector<int> order_;
 };
 
 template <int S>
@@ -305,85 +223,3 @@ void round_block(const Block& block, const Trellis& t, int threads) {
 }
 
 }  // namespace sprat
-
-namespace nb = nanobind;
-
-namespace {
-
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Tables = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Inverses = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Mask = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Sets = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-template <class Array>
-bool fits(const Array& a, std::initializer_list<int64_t> shape) {
-    size_t axis = 0;
-    for (int64_t size : shape)
-        if (static_cast<int64_t>(a.shape(axis++)) != size) return false;
-    return true;
-}
-
-// The pattern of zeros, once its parts belong together and to `block`.
-void set_pattern(sprat::Block& block, int group, int removed, const std::optional<Sets>& sets,
-                 const std::optional<Inverses>& inverse) {
-    if (!group) return;
-    if (group < 2 || removed < 1 || removed >= group || block.cols % group || sets.has_value() != inverse.has_value())
-        throw std::invalid_argument("round_block: a pattern that the block cannot have");
-    block.group = group;
-    block.removed = removed;
-    if (!sets) return;
-    const auto count = static_cast<int64_t>(sets->shape(0));
-    if (count < 1 || !fits(*sets, {count, removed}) || !fits(*inverse, {block.cols / group, count, removed, removed}))
-        throw std::invalid_argument("round_block: the arrays' shapes do not belong together");
-    for (int64_t i = 0; i < count * removed; ++i)
-        if (sets->data()[i] < (i % removed ? sets->data()[i - 1] + 1 : 0) || sets->data()[i] >= group)
-            throw std::invalid_argument("round_block: a set that is not ascending columns of a group");
-    block.sets = static_cast<int>(count);
-    block.set = sets->data();
-    block.inverse = inverse->data();
-}
-
-}  // namespace
-
-void register_waterlevel(nb::module_& m) {
-    m.def(
-        "round_block",
-        [](Matrix w, Matrix feedback, Floats inverse_u, Floats step, Floats row_lambda, Bytes row_class, Bytes col_class,
-           Tables bits, int offset, int states, nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> state,
-           nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> q,
-           nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> error, int threads, std::optional<Mask> keep,
-           int group, int removed, std::optional<Sets> sets, std::optional<Inverses> inverse, bool compact, int limit,
-           bool zero) {
-            const int64_t rows = w.shape(0), cols = w.shape(1);
-            if (cols < 1 || cols > sprat::kMaxCols || !fits(feedback, {cols, cols}) || !fits(inverse_u, {cols}) ||
-                !fits(step, {cols}) || !fits(row_lambda, {rows}) || !fits(row_class, {rows}) ||
-                !fits(col_class, {cols}) || !fits(state, {rows}) || !fits(q, {rows, cols}) ||
-                !fits(error, {rows, cols}) || bits.shape(0) != 2 || bits.shape(1) < 1 || bits.shape(2) % 2 != 1 ||
-                (keep && !fits(*keep, {rows, cols})))
-                throw std::invalid_argument("round_block: the arrays' shapes do not belong together");
-            const auto& t = sprat::trellis(states);
-            for (int64_t i = 0; i < rows; ++i)
-                if (state.data()[i] >= states) throw std::invalid_argument("round_block: a state outside the trellis");
-            if (limit < 0 || (limit && states > 1) || (!limit && !zero))
-                throw std::invalid_argument("round_block: a limit of the integers needs one state; no zeros, a limit");
-            sprat::Block block{w.data(), cols, rows, cols, feedback.data(), inverse_u.data(), step.data(),
-                               row_lambda.data(), row_class.data(), col_class.data(), bits.data(),
-                               static_cast<int>(bits.shape(1)), offset, static_cast<int>(bits.shape(2) / 2),
-                               state.data(), q.data(), cols, error.data()};
-            block.keep = keep ? keep->data() : nullptr;
-            block.compact = compact;
-            block.limit = limit;
-            block.zero = zero;
-            set_pattern(block, group, removed, sets, inverse);
-            nb::gil_scoped_release release;
-            sprat::round_block(block, t, threads);
-        },
-        nb::arg("w"), nb::arg("feedback"), nb::arg("inverse_u"), nb::arg("step"), nb::arg("row_lambda"),
-        nb::arg("row_class"), nb::arg("col_class"), nb::arg("bits"), nb::arg("offset"), nb::arg("states"), nb::arg("state"),
-        nb::arg("q"), nb::arg("error"), nb::arg("threads") = 1, nb::arg("keep") = nb::none(), nb::arg("group") = 0,
-        nb::arg("removed") = 0, nb::arg("sets") = nb::none(), nb::arg("inverse") = nb::none(), nb::arg("compact") = false,
-        nb::arg("limit") = 0, nb::arg("zero") = true);
-}

@@ -1,8 +1,12 @@
 // Rounding of a block of columns to the water level's lattice; see waterlevel.cpp for the formula.
 #pragma once
 #include <cstdint>
+#include <limits>
 
 namespace sprat {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr int64_t kMaxCols = 128;  // of a block
 
 // The trellis of dependent quantization (ISO/IEC 15938-17, VVC): next[state][k & 1], and which quantizer a state uses.
 struct Trellis {

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,14 @@ def test_it_runs_as_a_module():
 def test_opening_needs_no_torch(tiny):
     code = f"import sys, sprat; a = sprat.open({str(tiny.file)!r}); a.verify(); print('torch' in sys.modules)"
     assert python(code).strip() == "False"
+
+
+@pytest.mark.parametrize(("folder", "above"), [("equations", ("golf", "search")), ("golf", ("search",))])
+def test_a_folder_imports_nothing_that_is_built_on_it(folder, above):
+    files = [*(Path(sprat.__file__).parent / folder).rglob("*.py")]
+    assert files
+    for file in files:
+        assert not [name for name in above if f"sprat.{name}" in file.read_text(encoding="utf-8")], file
 
 
 def test_a_verb_stays_a_function_when_its_folder_is_imported():

@@ -112,6 +112,7 @@ def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         ({"widht": 64}, r"golf recipe: unknown key 'widht' \(did you mean 'width'\?\)"),
         ({"width": "64"}, "width must be int"),
         ({"width": 30, "heads": 4}, "a multiple of 2 x heads"),
+        ({"heads": 0}, "heads = 0 is not allowed; it must be 1 to 256"),
         ({"vocabulary": 100}, "257 to 16384"),
         ({"activation": "relu2"}, '"int8-zlib" with squared ReLU'),
         ({"warm_up": 0.6, "cool_down": 0.6}, "0 to 1 - warm_up"),

@@ -15,7 +15,8 @@ from test_model import random_model
 
 from sprat.errors import FormatError, ProofError
 from sprat.golf import int8, words
-from sprat.golf.compare import compare, incomplete_beta, read, welch
+from sprat.golf.compare import compare, incomplete_beta, welch
+from sprat.golf.result import read
 from sprat.golf.score import score, windows
 
 TEXTS = documents(4, 30)

@@ -11,12 +11,12 @@ import pytest
 
 from golf.small import documents, recipe, write
 from sprat.cli.main import main
+from sprat.equations.grammar import parse
+from sprat.equations.network import parse as parse_network
 from sprat.errors import BudgetError, RecipeError, SpratError
 from sprat.golf.recipe import Recipe
 from sprat.search import proposals, study
 from sprat.search.candidate import Candidate, network
-from sprat.search.grammar import parse
-from sprat.search.network import parse as parse_network
 from sprat.search.predictor import Ridge, rank_correlation
 from sprat.search.search import search
 from sprat.search.study import front, guessed

@@ -8,13 +8,13 @@ import torch
 from sprat.anatomy.shape import from_numbers
 from sprat.cli.main import main
 from sprat.coding import container
+from sprat.equations.network import parse
+from sprat.equations.terms.monarch import Monarch
 from sprat.errors import RecipeError
 from sprat.run.model import to_torch
 from sprat.search import decode, instantiate
 from sprat.search.instantiate import count_of, default, numbers_of
 from sprat.search.instantiate import write as write_numbers
-from sprat.search.network import parse
-from sprat.search.terms.monarch import Monarch
 
 SHAPE = from_numbers(64, 3, 160, 300, 4, 2, tied=True)
 

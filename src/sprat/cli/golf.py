@@ -254,7 +254,8 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from sprat.golf.compare import compare, read
+    from sprat.golf.compare import compare
+    from sprat.golf.result import read
 
     found = compare(read(arguments.a), read(arguments.b))
     rows = [

@@ -149,7 +149,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _count(arguments: argparse.Namespace) -> None:
-    from sprat.search.network import parse
+    from sprat.equations.network import parse
 
     shape, equation = _read_shape(arguments), parse(arguments.equation or "dense")
     equation.check(shape)

@@ -8,10 +8,8 @@ text would have.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
 
@@ -20,7 +18,6 @@ import numpy as np
 from sprat.errors import ProofError
 from sprat.prove.intervals import Estimate, estimate, resample
 
-SCHEMA = "sprat.golf/1"
 _ITERATIONS, _EPS = 300, 1e-15
 
 
@@ -62,21 +59,6 @@ class Comparison:
             )
         lines += [f"not equal: {what}" for what in self.unequal]
         return lines
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A golf's JSON; ProofError for anything else."""
-    try:
-        found = json.loads(path.read_bytes())
-        if found["schema"] == SCHEMA and found["runs"]:
-            return found
-    except FileNotFoundError:
-        raise ProofError(f"there is no result {path}") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ProofError(
-        f"{path} is no result of a golf: give the JSON that `sprat golf train` wrote beside its file"
-    )
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:

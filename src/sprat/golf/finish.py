@@ -21,7 +21,7 @@ from sprat.coding.tensors import Dense, Entry
 from sprat.coding.tokenizer import pack
 from sprat.errors import BudgetError, SourceError
 from sprat.fit import FitResult, fit
-from sprat.golf import int8, words
+from sprat.golf import factors, int8, words
 from sprat.golf.blocks import bitlinear
 from sprat.golf.model import Decoder
 from sprat.golf.pretrained import GolfConfig, GolfForCausalLM, config
@@ -30,7 +30,6 @@ from sprat.job import calibration_tokens
 from sprat.level.search import AIM
 from sprat.level.targets import shapes
 from sprat.progress import Progress, silent
-from sprat.search import store
 from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, format_bytes
 from sprat.source.maps import groups, head, tables
@@ -71,8 +70,8 @@ def weigh(model: Decoder, recipe: Recipe, tokenizer: Tokenizer) -> Weighed:
         return Weighed(size - weights, weights, size)
     if recipe.equation:
         said = config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer))
-        fixed = store.fixed_bytes(model, said, recipe.fit_recipe(), pack(words.files(tokenizer)))
-        weights = sum(target.w.numel() for target in store.targets(model))
+        fixed = factors.fixed_bytes(model, said, recipe.fit_recipe(), pack(words.files(tokenizer)))
+        weights = sum(target.w.numel() for target in factors.targets(model))
         return Weighed(fixed, weights, round(1.01 * (fixed + weights * 0.02 / 8)))
     vectors = {
         name: Entry((name,), tuple(p.shape), Dense(p.detach().numpy()))
@@ -153,7 +152,7 @@ def into_cap(
     original = 2 * sum(p.numel() for p in model.parameters())
     budget = min(cap, finest, original)
     if recipe.equation:
-        return store.into_cap(
+        return factors.into_cap(
             model,
             config(recipe, tokenizer.get_vocab_size(), words.mark(tokenizer)),
             recipe.fit_recipe(),

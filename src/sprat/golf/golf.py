@@ -18,20 +18,22 @@ import torch
 from tokenizers import Tokenizer
 
 from sprat.errors import BudgetError, SpratError
+from sprat.fit import FitResult
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, processes, score, words
 from sprat.golf.batches import Batches
-from sprat.golf.compare import SCHEMA, read
 from sprat.golf.corpus import Corpus
 from sprat.golf.curriculum import Curriculum
 from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
+from sprat.golf.result import finished, result
 from sprat.golf.schedule import Length
+from sprat.golf.score import Score
 from sprat.golf.teacher import Teacher
 from sprat.golf.teacher import load as load_teacher
 from sprat.golf.training import Point, Training, run
 from sprat.progress import Progress, silent
-from sprat.prove.environment import machine, sha256, versions
+from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget
 from sprat.training.checkpoint import Checkpoint
 
@@ -78,10 +80,10 @@ def golf(
     game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
     found = result(game, runs)
-    finished = _finished(game, out) if resume else {}
+    over = finished(game, out) if resume else {}
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
-        row = finished.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
+        row = over.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
         runs.append(row)
         found = result(game, runs)
         if processes.rank() == 0:
@@ -142,17 +144,7 @@ def play(
     if processes.rank():
         return {}
     model = training.result()
-    before = score.score_model(model, recipe.context, tokenizer, given.validation, progress=progress)
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as root:
-        unhealed = Path(root) / out.name
-        fitted = finish.into_cap(
-            model, recipe, tokenizer, game.cap, out, given.train, seed, progress, unhealed
-        )
-        after = score.score_file(out, given.validation, threads=threads, progress=progress)
-        rounded = after
-        if unhealed.exists():
-            rounded = score.score_file(unhealed, given.validation, threads=threads, progress=progress)
+    ended = _ended(game, model, tokenizer, out, seed, progress)
     checkpoint.remove()
     _teachers(out).unlink(missing_ok=True)
     return {
@@ -172,17 +164,53 @@ def play(
             "tokens": own.tokens,
             "seconds": own.seconds,
         },
-        "bits_per_byte": after.bits_per_byte,
-        "bits_per_byte_before": before.bits_per_byte,
-        "bits_per_byte_rounded": rounded.bits_per_byte,
-        "engine": after.engine,
-        "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
-        "level": fitted and fitted.level,
-        "bits_per_weight": fitted and fitted.bits_per_weight,
-        "finish_seconds": fitted and {stage: round(s, 1) for stage, s in fitted.seconds.items()},
-        "warnings": fitted.warnings if fitted else [],
+        **ended.figures(),
         "points": [vars(point) for point in points],
     }
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A model in its cap. before, rounded, after: what it scores before any rounding, as rounding alone leaves it, and
+    as its file stands; fitted: None for a file that no fit made."""
+
+    before: Score
+    rounded: Score
+    after: Score
+    fitted: FitResult | None
+
+    def figures(self) -> dict[str, Any]:
+        """Its part of a row."""
+        after, fitted = self.after, self.fitted
+        return {
+            "bits_per_byte": after.bits_per_byte,
+            "bits_per_byte_before": self.before.bits_per_byte,
+            "bits_per_byte_rounded": self.rounded.bits_per_byte,
+            "engine": after.engine,
+            "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
+            "level": fitted and fitted.level,
+            "bits_per_weight": fitted and fitted.bits_per_weight,
+            "finish_seconds": fitted and {stage: round(s, 1) for stage, s in fitted.seconds.items()},
+            "warnings": fitted.warnings if fitted else [],
+        }
+
+
+def _ended(
+    game: Golf, model: Decoder, tokenizer: Tokenizer, out: Path, seed: int, progress: Progress
+) -> _Ended:
+    """Write `out`, and score what each stage left."""
+    train, held = game.corpus.train, game.corpus.validation
+    before = score.score_model(model, game.recipe.context, tokenizer, held, progress=progress)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as root:
+        unhealed = Path(root) / out.name
+        fitted = finish.into_cap(
+            model, game.recipe, tokenizer, game.cap, out, train, seed, progress, unhealed
+        )
+        after = rounded = score.score_file(out, held, threads=threads, progress=progress)
+        if unhealed.exists():
+            rounded = score.score_file(unhealed, held, threads=threads, progress=progress)
+    return _Ended(before, rounded, after, fitted)
 
 
 def _training(
@@ -237,18 +265,6 @@ def _teachers(out: Path) -> Path:
     return out.with_name(f"{out.name}.teacher.checkpoint")
 
 
-def _finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
-    """Seed -> the row of a training of this golf that is over and whose file is there."""
-    path = out.with_suffix(".json")
-    if not path.exists():
-        return {}
-    before, now = read(path), result(game, [])
-    if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
-        return {}
-    rows = {row["seed"]: row for row in before["runs"]}
-    return {seed: row for seed, row in rows.items() if (out.parent / row["file"]).is_file()}
-
-
 def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
     """Beside `out`; what the training depends on is its key, so that no other goes on from it."""
     key = {
@@ -259,30 +275,3 @@ def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
         "seed": str(seed),
     }
     return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
-
-
-def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of a golf: what its seeds share, and a row (`play`) for each."""
-    given = game.corpus
-    return {
-        "schema": SCHEMA,
-        "recipe": game.recipe.to_dict(),
-        "cap": game.cap,
-        "length": {"kind": game.length.kind, "amount": game.length.amount},
-        "pace": game.length.pace,
-        "text": {
-            "documents": len(given.train),
-            "bytes": sum(len(d.encode()) for d in given.train),
-            "hash": given.hash,
-            "dropped": given.dropped,
-        },
-        "validation": {
-            "documents": len(given.validation),
-            "bytes": sum(len(d.encode()) for d in given.validation),
-            "hash": given.validation_hash,
-        },
-        "runs": runs,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "machine": machine(),
-    }

@@ -11,7 +11,7 @@ from typing import Any
 
 from sprat.errors import ProofError
 from sprat.folders import write_whole
-from sprat.golf.compare import read
+from sprat.golf.result import read
 from sprat.prove.chart import COLOURS, Chart, Series
 from sprat.sizes import format_bytes
 

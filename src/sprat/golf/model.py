@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprat.equations.maps import begin, head, install
 from sprat.golf.blocks.bitlinear import linear
 from sprat.golf.blocks.delta import DeltaMemory
 from sprat.golf.blocks.experts import Experts
 from sprat.golf.blocks.ngrams import NgramEmbedding
 from sprat.golf.blocks.sharing import owners
 from sprat.golf.recipe import Recipe
-from sprat.search.maps import begin, head, install
 
 THETA = 10000.0
 EPS = 1e-6

@@ -16,12 +16,12 @@ from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from sprat.equations.maps import Embedding, Head
 from sprat.errors import RequestError
 from sprat.golf import MODEL_TYPE
 from sprat.golf.blocks.sharing import owners
 from sprat.golf.model import EPS, THETA, Trunk
 from sprat.golf.recipe import Recipe
-from sprat.search.maps import Embedding, Head
 
 #: Keys of a recipe that a model depends on and that a config.json of Qwen3 does not say.
 BLOCKS = (

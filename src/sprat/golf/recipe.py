@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sprat import recipe as fits
+from sprat.equations.network import parse
+from sprat.equations.term import Space
 from sprat.errors import RecipeError
-from sprat.golf.blocks.bitlinear import WEIGHTS
-from sprat.golf.blocks.delta import MEMORIES
-from sprat.golf.blocks.ngrams import ORDERS
-from sprat.golf.blocks.sharing import SHARED
-from sprat.search.equation import Space
-from sprat.search.network import parse
-
-#: The tokenizer's smallest and largest vocabulary: 256 bytes and the document mark, 16k.
-VOCABULARY = (257, 16384)
+from sprat.golf.limits import VOCABULARY, combinations, ranges
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class Recipe:
     balance: float = 0.001
     """By how much a batch moves the bias of an expert that has more or less than its share of tokens."""
     equation: str = ""
-    """How the maps get their weights from fewer numbers: a formula of search/grammar.py, such as "monarch(8)"; empty
+    """How the maps get their weights from fewer numbers: a formula of equations/grammar.py, such as "monarch(8)"; empty
     for dense maps, which are stored as they are."""
 
     batch: int = 8
@@ -132,68 +127,7 @@ class Recipe:
     """The table [fit]: keys of sprat's fit recipe, for the water level."""
 
     def __post_init__(self) -> None:
-        rules: list[tuple[str, bool, str]] = [
-            ("vocabulary", VOCABULARY[0] <= self.vocabulary <= VOCABULARY[1], "257 to 16384"),
-            ("validation", 0 < self.validation <= 0.5, "above 0, at most 0.5"),
-            ("stream", 1 <= self.stream <= 10**12, "1 to 10^12"),
-            ("layers", 1 <= self.layers <= 256, "1 to 256"),
-            ("heads", 1 <= self.heads <= 256, "1 to 256"),
-            ("kv_heads", 1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0, "a divisor of heads"),
-            ("width", 2 <= self.width <= 16384 and self.width % (2 * self.heads) == 0, "a multiple of 2 x heads"),
-            ("inner", 1 <= self.inner <= 65536, "1 to 65536"),
-            ("activation", self.activation in ("swiglu", "relu2"), '"swiglu" or "relu2"'),
-            ("context", 16 <= self.context <= 65536, "16 to 65536"),
-            ("shared", self.shared in SHARED, "one of " + ", ".join(SHARED)),
-            ("loops", 1 <= self.loops <= 64, "1 to 64"),
-            ("loops", (self.loops > 1) == (self.shared != "none"), "above 1 where layers are shared, else 1"),
-            ("layers", self.shared != "middle" or self.layers >= 3, 'at least 3 with shared = "middle"'),
-            ("ngrams", 0 <= self.ngrams <= 1 << 22, "0 to 4194304"),
-            ("ngram_width", 0 <= self.ngram_width <= self.width, "0 (all) to width"),
-            ("ngram_order", self.ngram_order in ORDERS, "2 or 3"),
-            ("weights", self.weights in WEIGHTS, "one of " + ", ".join(WEIGHTS)),
-            ("memory", self.memory in MEMORIES, "one of " + ", ".join(MEMORIES)),
-            ("memory_every", 1 <= self.memory_every <= 256, "1 to 256"),
-            ("experts", self.experts == 0 or 2 <= self.experts <= 64, "0, or 2 to 64"),
-            ("chosen", 1 <= self.chosen <= max(1, self.experts - 1), "at least 1 and fewer than experts"),
-            ("balance", 0 <= self.balance <= 1, "0 to 1"),
-            ("equation", not self.equation or
-             (self.shared, self.memory, self.experts, self.weights, self.prune_from) == ("none", "none", 0, "real", 0),
-             "empty beside shared layers, memory, experts, trained integers and pruning"),
-            ("batch", 1 <= self.batch <= 65536, "1 to 65536"),
-            ("accumulate", 1 <= self.accumulate <= 65536, "1 to 65536"),
-            ("matrix_rate", 0 < self.matrix_rate <= 1, "above 0, at most 1"),
-            ("embedding_rate", 0 < self.embedding_rate <= 1, "above 0, at most 1"),
-            ("vector_rate", 0 < self.vector_rate <= 1, "above 0, at most 1"),
-            ("momentum", 0 <= self.momentum < 1, "0 to below 1"),
-            ("weight_decay", 0 <= self.weight_decay <= 10, "0 to 10"),
-            ("clip", 0 <= self.clip <= 1e6, "0 or more"),
-            ("warm_up", 0 <= self.warm_up <= 1, "0 to 1"),
-            ("cool_down", 0 <= self.cool_down <= 1 - self.warm_up, "0 to 1 - warm_up"),
-            ("ema", 0 <= self.ema < 1, "0 to below 1"),
-            ("noise", 0 <= self.noise <= 1, "0 to 1"),
-            ("rate_term", 0 <= self.rate_term <= 1, "0 to 1"),
-            ("rate_weight", 0 <= self.rate_weight <= 100, "0 to 100"),
-            ("prune_from", self.prune_from == 0 or self.inner < self.prune_from <= 65536, "0, or inner + 1 to 65536"),
-            ("prune_at", 0 <= self.prune_at < 1, "0 to below 1"),
-            ("easy", 0 <= self.easy <= 1, "0 to 1"),
-            ("drop", 0 <= self.drop <= 0.9, "0 to 0.9"),
-            ("teacher", not (self.teacher and self.teach), "empty where [teach] trains one"),
-            ("teach_share", 0 < self.teach_share < 1, "above 0, below 1"),
-            ("distill", 0 <= self.distill <= 1, "0 to 1"),
-            ("precision", self.precision in ("auto", "float32", "bf16"), '"auto", "float32" or "bf16"'),
-            ("finish", self.finish in ("waterlevel", "int8-zlib"), '"waterlevel" or "int8-zlib"'),
-            ("finish", self.finish == "int8-zlib" or self.activation == "swiglu",
-             '"int8-zlib" with squared ReLU, which the engine does not serve'),
-            ("finish", self.finish == "waterlevel" or self.weights == "real",
-             '"waterlevel" with ternary or binary weights, which 8-bit rows would only make larger'),
-            ("rate_term", self.rate_term == 0 or self.weights == "real",
-             "0 with ternary or binary weights, whose bits no training changes"),
-            ("noise", self.noise == 0 or self.weights == "real",
-             "0 with ternary or binary weights, which are trained as they are rounded"),
-            ("rate_term", self.rate_term == 0 or self.weights == "real", "0 with ternary or binary weights"),
-            ("prune_from", self.prune_from == 0 or self.experts == 0, "0 with experts"),
-        ]  # fmt: skip
-        for name, fine, allowed in rules:
+        for name, fine, allowed in chain(ranges(self), combinations(self)):
             if not fine:
                 raise RecipeError(
                     f"golf recipe: {name} = {getattr(self, name)!r} is not allowed; it must be {allowed}"

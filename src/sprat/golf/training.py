@@ -2,6 +2,10 @@
 
 On several processes (golf/processes.py) each has the whole model and reads its own micro-batches; a step's gradients
 are their mean.
+
+The loop of training/loop.py, which healing runs on, is another: one process, steps or the clock. Here a length may be
+tokens or the processor time of all processes, rates follow the share of it that is over, what diverges is stopped, and
+the last checkpoint stays until the file is written and scored.
 """
 
 from __future__ import annotations

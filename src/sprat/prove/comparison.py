@@ -17,7 +17,8 @@ from sprat.progress import Progress, silent
 from sprat.prove import across, honesty
 from sprat.prove import text as texts
 from sprat.prove.chart import COLOURS, Chart, Series
-from sprat.prove.environment import machine, sha256, versions
+from sprat.prove.environment import machine, versions
+from sprat.prove.files import kind_of, open_file
 from sprat.prove.metrics import Metrics, compare, summarise
 from sprat.prove.pairs import Pair, pairs
 from sprat.prove.remembered import remember
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from sprat.run.tokenizer import TextTokenizer
 
 SCHEMA = "sprat.comparison/1"
-_DEQUANTIZED = "PyTorch, dequantized (llama-cpp-python is not installed)"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def compare_files(
     tokens, context, dtype: as `sprat.prove` takes them. The original is run once; one of the files is in memory at a
     time. A file whose tokens are not the original's gets bits per byte alone.
     """
+    from sprat.run.model import torch_dtype
     from sprat.run.tokenizer import TextTokenizer
     from sprat.source.load import load
 
@@ -137,32 +138,20 @@ def compare_files(
         raise ProofError(f"{twice[0]} is named twice")
     settings = Settings(tokens, context, context // 2, dtype, seed)
     sample = texts.read(text)
-    kinds = [_kind(ref) for ref in refs]  # what is not there is refused before anything long begins
+    kinds = [kind_of(ref) for ref in refs]  # what is not there is refused before anything long begins
     progress("opening the original", 0, 1)
-    source = load(str(against), dtype=_dtype(dtype))
+    source = load(str(against), dtype=torch_dtype(dtype))
     theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
     contexts = settings.contexts(theirs, [sample])
-    original = remember(source.model, source.hash, contexts, progress)
+    remembered = remember(source.model, source.hash, contexts, progress)
+    original = _Original(source.model, remembered, theirs, sample, contexts, seed)
     rows, kl, warnings = [], {}, []
     for name, ref, kind in zip(_names(refs), refs, kinds, strict=True):
-        progress(f"opening {name}", 0, 1)
-        file = _open(ref, kind, dtype)
-        progress(f"opening {name}", 1, 1)
-        reason = honesty.different_tokens(file.tokenizer, theirs, [sample])
-        if reason:
-            metrics, _ = across.bits_per_byte(
-                source.model, file.model, (theirs, file.tokenizer), contexts, progress, seed
-            )
-            warnings.append(f"{name}: {reason}")
-        else:
-            scores = compare(original, file.model, contexts, _named(progress, name))
-            metrics, kl[name] = summarise(scores, seed), scores.kl.sum(axis=1)
-        if file.provenance is not None:
-            seen = honesty.calibration_overlap(file.provenance, [sample])
-            if seen["overlap"]:
-                warnings.append(f"about {seen['overlap']:.0%} of {name}'s calibration text is in this text")
-        rows.append(Row(name, ref, kind, file.engine, file.bytes, file.sha256, metrics, reason))
-        del file
+        row, nats, said = _measured(name, ref, kind, dtype, original, progress)
+        rows.append(row)
+        warnings += said
+        if nats is not None:
+            kl[name] = nats
     lowest = min((row.metrics.kl for row in rows if row.metrics.kl), key=lambda e: e.value, default=None)
     said = honesty.warnings(contexts, tokens // context, dtype, lowest, {"overlap": 0.0})
     counted = contexts.mask.sum(axis=1)
@@ -183,65 +172,40 @@ def compare_files(
     )
 
 
-def _kind(ref: str) -> str:
-    """What `ref` is; raises SourceError, or ProofError, where there is nothing."""
-    from sprat.source import places
-
-    if Path(ref).suffix.lower() == ".sprat":
-        if not Path(ref).is_file():
-            raise ProofError(f"there is no file {ref}")
-        return "sprat"
-    return places.find(ref).kind
-
-
 @dataclass(frozen=True)
-class _File:
-    """What is measured of a file. provenance: what a .sprat says of its origin."""
+class _Original:
+    """What every file is measured beside. remembered: predicts in the model's place."""
 
     model: torch.nn.Module
+    remembered: torch.nn.Module
     tokenizer: TextTokenizer
-    bytes: int
-    sha256: str
-    engine: str = "PyTorch"
-    provenance: dict[str, Any] | None = None
+    sample: texts.Text
+    contexts: texts.Contexts
+    seed: int
 
 
-def _open(ref: str, kind: str, dtype: str) -> _File:
-    from sprat.coding.container import open as open_artifact
-    from sprat.prove import llamacpp
-    from sprat.run.model import to_torch
-    from sprat.run.tokenizer import TextTokenizer, open_tokenizer
-    from sprat.source import places
-    from sprat.source.load import load, load_tokenizer
-
-    if kind == "sprat":
-        artifact, path = open_artifact(Path(ref)), Path(ref)
-        model, tokenizer = to_torch(artifact, dtype), open_tokenizer(artifact)
-        return _File(model, tokenizer, path.stat().st_size, sha256(path), provenance=artifact.provenance)
-    path = places.find(ref).path
-    if kind == "gguf" and llamacpp.package() is not None:
-        tokenizer = TextTokenizer(load_tokenizer(ref).backend_tokenizer)
-        model = llamacpp.Model(llamacpp.LlamaCpp(path))
-        return _File(model, tokenizer, path.stat().st_size, sha256(path), llamacpp.version())
-    found = load(ref, dtype=_dtype(dtype))
-    tokenizer = TextTokenizer(found.tokenizer.backend_tokenizer)
-    engine = _DEQUANTIZED if kind == "gguf" else "PyTorch"
-    digest = sha256(path) if path.is_file() else found.hash
-    return _File(found.model, tokenizer, _size(path, found.tokenizer_files), digest, engine)
-
-
-def _size(path: Path, tokenizer: dict[str, bytes]) -> int:
-    """Bytes on disk: a GGUF holds everything; of a folder the config, the weights and the tokenizer count."""
-    if path.is_file():
-        return path.stat().st_size
-    weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return weights + (path / "config.json").stat().st_size + sum(len(data) for data in tokenizer.values())
-
-
-def _dtype(name: str) -> Any:
-    from sprat.run.model import torch_dtype
-
-    return torch_dtype(name)
+def _measured(
+    name: str, ref: str, kind: str, dtype: str, original: _Original, progress: Progress
+) -> tuple[Row, np.ndarray | None, list[str]]:
+    """Open a file, measure it and let it go: its row; its KL summed over each context, (contexts,), where there is one;
+    and what to warn of."""
+    progress(f"opening {name}", 0, 1)
+    file = open_file(ref, kind, dtype)
+    progress(f"opening {name}", 1, 1)
+    contexts, seed, nats, warnings = original.contexts, original.seed, None, []
+    reason = honesty.different_tokens(file.tokenizer, original.tokenizer, [original.sample])
+    if reason:
+        tokenizers = original.tokenizer, file.tokenizer
+        metrics, _ = across.bits_per_byte(original.model, file.model, tokenizers, contexts, progress, seed)
+        warnings.append(f"{name}: {reason}")
+    else:
+        scores = compare(original.remembered, file.model, contexts, _named(progress, name))
+        metrics, nats = summarise(scores, seed), scores.kl.sum(axis=1)
+    if file.provenance is not None:
+        seen = honesty.calibration_overlap(file.provenance, [original.sample])
+        if seen["overlap"]:
+            warnings.append(f"about {seen['overlap']:.0%} of {name}'s calibration text is in this text")
+    return Row(name, ref, kind, file.engine, file.bytes, file.sha256, metrics, reason), nats, warnings
 
 
 def _names(refs: Sequence[str]) -> list[str]:

@@ -93,11 +93,10 @@ def prove(
 ) -> Proof:
     """Compare `file` with the model `against` on the UTF-8 text file `text`, or several.
 
-    tokens: how many tokens of context to read (default 20,480: 40 contexts of 512), spread evenly over the
-    text.
-    context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context //
-    2), so that every scored token has that much in front of it. dtype: what both models are computed in;
-    bfloat16 is about twice as fast where the CPU has it, and its own noise is a KL of about 1e-3.
+    tokens: how many tokens of context to read (default 20,480: 40 contexts of 512), spread evenly over the text.
+    context: tokens a context. skip: the logits at positions skip .. context−2 are scored (default context // 2), so
+    that every scored token has that much in front of it. dtype: what both models are computed in; bfloat16 is about
+    twice as fast where the CPU has it, and its own noise is a KL of about 1e-3.
     layers: also measure each layer alone. generations: let both models continue that many pieces of the text.
     speed: also measure, in a process of its own, what running the file takes here. tasks, items: questions for both
     models, as `sprat.prove.tasks.run.run_tasks` takes them.
@@ -105,9 +104,7 @@ def prove(
     loaded: a model that is handed in is as `original` gives it, so that what it says may be remembered.
     Raises `ProofError` where the two cannot be compared or the text cannot serve.
     """
-    from sprat.coding.container import open as open_artifact
     from sprat.prove.tasks.run import read_tasks, run_tasks
-    from sprat.run.tokenizer import open_tokenizer
 
     started = time.perf_counter()
     tokens, skip = 40 * context if tokens is None else tokens, context // 2 if skip is None else skip
@@ -117,28 +114,22 @@ def prove(
     questions = read_tasks(settings.tasks, items)
     records = others.read(peers)
     names = [text] if isinstance(text, str | Path) else list(text)
-    sample = [texts.read(name) for name in names]
-    artifact = open_artifact(Path(file))
-    tokenizer = open_tokenizer(artifact)
-    contexts = settings.contexts(tokenizer, sample)
-    progress("opening the original", 0, 1)
-    named = isinstance(against, str | Path)
-    source = original(against, dtype) if named else against
-    known = named or loaded  # another model may hold other weights than its hash says
-    read = texts.described(sample)
+    sides = _opened(file, against, names, settings, loaded, progress)
+    artifact, source = sides.artifact, sides.source
+    read = texts.described(sides.sample)
     points = records.points(source.hash, read["sha256"])
-    found = _measured(artifact, tokenizer, source, sample, contexts, settings, progress, known)
+    found = _measured(sides, settings, progress)
     answers = None
     if settings.tasks:
-        answers = run_tasks(source, artifact, questions, seed=seed, remember=known, progress=progress)
+        answers = run_tasks(source, artifact, questions, seed=seed, remember=sides.known, progress=progress)
     spent, failed = _cost(file, source.original_bytes, speed, progress)
-    seen = honesty.calibration_overlap(artifact.provenance, sample)
-    said = honesty.warnings(contexts, tokens // context, dtype, found.metrics.kl, seen)
+    seen = honesty.calibration_overlap(artifact.provenance, sides.sample)
+    said = honesty.warnings(sides.contexts, tokens // context, dtype, found.metrics.kl, seen)
     return Proof(
         file=_file(file, artifact),
         against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},
         text=read,
-        settings=settings.to_json() | _as_found(contexts, found),
+        settings=settings.to_json() | _as_found(sides.contexts, found),
         metrics=found.metrics,
         positions=found.positions,
         frequencies=found.frequencies,
@@ -158,30 +149,56 @@ def prove(
     )
 
 
-def _measured(
-    artifact: Artifact,
-    tokenizer: TextTokenizer,
-    source: Source,
-    sample: Sequence[texts.Text],
-    contexts: texts.Contexts,
+@dataclass(frozen=True)
+class _Sides:
+    """A file and its original, and what both read. known: the original is as its hash says, and so what it predicts may
+    be remembered."""
+
+    artifact: Artifact
+    tokenizer: TextTokenizer
+    source: Source
+    known: bool
+    sample: list[texts.Text]
+    contexts: texts.Contexts
+
+
+def _opened(
+    file: str | Path,
+    against: str | Path | Source,
+    names: Sequence[str | Path],
     settings: Settings,
+    loaded: bool,
     progress: Progress,
-    known: bool,
-) -> Figures:
-    """Both models on the contexts, the file unpacked for as long as that takes; known: the original's predictions
-    may be remembered."""
+) -> _Sides:
+    """What `prove` is asked to compare; the original comes last, for it takes longest."""
+    from sprat.coding.container import open as open_artifact
+    from sprat.run.tokenizer import open_tokenizer
+
+    sample = [texts.read(name) for name in names]
+    artifact = open_artifact(Path(file))
+    tokenizer = open_tokenizer(artifact)
+    contexts = settings.contexts(tokenizer, sample)
+    progress("opening the original", 0, 1)
+    named = isinstance(against, str | Path)
+    source = original(against, settings.dtype) if named else against
+    return _Sides(artifact, tokenizer, source, named or loaded, sample, contexts)
+
+
+def _measured(sides: _Sides, settings: Settings, progress: Progress) -> Figures:
+    """Both models on the contexts, the file unpacked for as long as that takes."""
     from sprat.prove.figures import measure
     from sprat.prove.remembered import remember
     from sprat.run.model import to_torch
     from sprat.run.tokenizer import TextTokenizer
 
+    source, sample, contexts = sides.source, sides.sample, sides.contexts
     theirs = TextTokenizer(source.tokenizer.backend_tokenizer)
-    kept = known and not honesty.different_tokens(tokenizer, theirs, sample)
+    kept = sides.known and not honesty.different_tokens(sides.tokenizer, theirs, sample)
     remembered = remember(source.model, source.hash, contexts, progress) if kept else None
     progress("opening the file", 0, 1)
-    compressed = to_torch(artifact, settings.dtype)
+    compressed = to_torch(sides.artifact, settings.dtype)
     return measure(
-        source.model, compressed, (theirs, tokenizer), sample, contexts, settings, progress, remembered
+        source.model, compressed, (theirs, sides.tokenizer), sample, contexts, settings, progress, remembered
     )
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,38 +84,27 @@ def measure(
     """
     if runs < 1:
         raise RequestError(f"runs must be at least 1, not {runs}", "runs")
-    total = OPENS + 2 * runs + 1
-    opened: list[float] = []
-    first: list[float] = []
-    engine: Engine | None = None
-    resident: tuple[int, dict[str, int] | None] | None = None
+    steps, total = itertools.count(1), OPENS + 2 * runs + 1
+
+    def tick() -> None:
+        progress("measuring", next(steps), total)
+
     for name in ("coding.container", "run.native", "run.tokenizer"):
         importlib.import_module(f"sprat.{name}")
     imported = resident_bytes()
-    for i in range(OPENS):
-        engine = None  # the one before makes room
-        gc.collect()
-        engine, to_open, to_first, now = _open(file, threads, context, kind, cache, keep)
-        resident = resident or now  # what later ones leave behind is not the file's
-        opened.append(to_open)
-        first.append(to_first)
-        if engine.context < PROMPT + 2:
-            raise RequestError(
-                f"a context of {engine.context} tokens is too short to measure with", "context"
-            )
-        progress("measuring", i + 1, total)
-    assert engine is not None and resident is not None
+    engine, openings = _opened(partial(_open, file, threads, context, kind, cache, keep), tick)
+    first = openings[0]  # what later ones leave behind in memory is not the file's
     length = min(PREFILL, engine.context - 1)
     written = min(WRITTEN, engine.context - PROMPT - 1)
     prefill, decode = [], []
-    for i in range(runs):
+    for _ in range(runs):
         prefill.append(length / prefill_seconds(engine, length))
-        progress("measuring", OPENS + 2 * i + 1, total)
+        tick()
         decode.append(written / decode_seconds(engine, written))
-        progress("measuring", OPENS + 2 * i + 2, total)
+        tick()
     used = int(getattr(engine, "threads", None) or threads or os.cpu_count() or 1)
     bandwidth = read_bandwidth(used, ARRAY_BYTES)
-    progress("measuring", total, total)
+    tick()
     per_token = getattr(engine, "bytes_per_token", None)
     cached = getattr(engine, "cache_bytes_per_token", None)
     made = Measurement(
@@ -122,8 +114,8 @@ def measure(
         kernel=getattr(engine, "kernel", None),
         threads=used,
         runs=runs,
-        open_seconds=median(opened),
-        first_token_seconds=median(first),
+        open_seconds=median(opening.seconds for opening in openings),
+        first_token_seconds=median(opening.to_first_token for opening in openings),
         prefill_tokens=length,
         prefill_tokens_per_second=median(prefill),
         decode_tokens=written,
@@ -135,10 +127,10 @@ def measure(
         bandwidth_bytes_per_second=bandwidth,
         bandwidth_share=None if per_token is None else per_token * median(decode) / bandwidth,
         bandwidth_array_bytes=ARRAY_BYTES,
-        resident_bytes=resident[0],
+        resident_bytes=first.resident,
         imported_bytes=imported,
-        engine_bytes=resident[1],
-        resident_ratio=None if not resident[1] else (resident[0] - imported) / sum(resident[1].values()),
+        engine_bytes=first.own,
+        resident_ratio=(first.resident - imported) / sum(first.own.values()) if first.own else None,
         spread={"prefill": (min(prefill), max(prefill)), "decode": (min(decode), max(decode))},
     )
     return made, engine
@@ -161,6 +153,37 @@ def resident_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """Seconds until the file was open, and until the first token was there; bytes of the process then, and of these
+    what the engine counts as its own."""
+
+    seconds: float
+    to_first_token: float
+    resident: int
+    own: dict[str, int] | None
+
+
+def _opened(
+    opening: Callable[[], tuple[Engine, _Opening]], tick: Callable[[], None]
+) -> tuple[Engine, list[_Opening]]:
+    """The engine of the last of OPENS openings, and what each took."""
+    found: list[_Opening] = []
+    engine: Engine | None = None
+    for _ in range(OPENS):
+        engine = None  # the one before makes room
+        gc.collect()
+        engine, took = opening()
+        found.append(took)
+        if engine.context < PROMPT + 2:
+            raise RequestError(
+                f"a context of {engine.context} tokens is too short to measure with", "context"
+            )
+        tick()
+    assert engine is not None
+    return engine, found
+
+
 def _open(
     file: str | Path,
     threads: int | None,
@@ -168,8 +191,8 @@ def _open(
     kind: str,
     cache: str | None,
     keep: bool | None,
-) -> tuple[Engine, float, float, tuple[int, dict[str, int] | None]]:
-    """The engine, seconds until it was open, until the first token was there, and the memory by then."""
+) -> tuple[Engine, _Opening]:
+    """Open, write one token behind a short prompt, and look at the clock and the memory."""
     from sprat.coding.container import open as open_artifact
     from sprat.run.tokenizer import open_tokenizer
 
@@ -182,9 +205,9 @@ def _open(
     int(engine.step([session], [ids])[0].argmax())
     to_first = time.perf_counter() - started
     own = getattr(engine, "resident", None)
-    memory = resident_bytes(), None if own is None else dict(own)
+    took = _Opening(to_open, to_first, resident_bytes(), None if own is None else dict(own))
     session.close()
-    return engine, to_open, to_first, memory
+    return engine, took
 
 
 def prefill_seconds(engine: Engine, length: int) -> float:

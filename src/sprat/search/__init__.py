@@ -1,1 +1,1 @@
-"""Equations: how the linear maps of a network get their weights from fewer numbers, and the search for good ones."""
+"""The search for equations, and what a network of any shape takes that has one (docs/equations.md)."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sprat.anatomy.shape import Shape, from_numbers
+from sprat.equations.network import Equation, parse
 from sprat.errors import RecipeError
 from sprat.golf.recipe import Recipe
-from sprat.search.network import Equation, parse
 
 #: Dimensions of a head; widths are multiples of it.
 HEAD = 16

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from sprat.coding import container
 from sprat.coding.tensors import expand
+from sprat.equations.maps import head
 from sprat.errors import UnsupportedError
 from sprat.golf import MODEL_TYPE
 from sprat.golf.model import Attention, Decoder, Layer, rotate, rotations
 from sprat.golf.pretrained import GolfConfig
 from sprat.progress import Progress, silent
 from sprat.run.measure import read_bandwidth, resident_bytes
-from sprat.search.maps import head
 
 #: The array whose reading tells the memory's bandwidth.
 ARRAY = 1 << 28

@@ -20,17 +20,17 @@ from sprat import __version__
 from sprat.anatomy.shape import Shape
 from sprat.coding import container, entropy
 from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
+from sprat.equations.maps import Embedding, Maps
+from sprat.equations.network import Equation, parse
+from sprat.equations.term import Factor
+from sprat.equations.terms.lowrank import LowRank
+from sprat.equations.terms.monarch import Monarch
 from sprat.errors import RecipeError, SpratError
 from sprat.golf.model import Decoder
 from sprat.golf.pretrained import GolfConfig, config
 from sprat.golf.recipe import Recipe
 from sprat.progress import Progress, silent
 from sprat.search import decode
-from sprat.search.equation import Factor
-from sprat.search.maps import Embedding, Maps
-from sprat.search.network import Equation, parse
-from sprat.search.terms.lowrank import LowRank
-from sprat.search.terms.monarch import Monarch
 
 #: Steps of the lattice in one deviation of a factor, as a power of two: about 6.6 bits a number.
 FINE = 4

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sprat.equations.terms import TERMS
 from sprat.search.candidate import Candidate, Network
-from sprat.search.terms import TERMS
 
 LEAST = 8
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 
 from numpy.random import Generator
 
+from sprat.equations.network import DENSE, Equation
+from sprat.equations.term import Product, Sum, Term, add, multiply
+from sprat.equations.terms import TERMS
+from sprat.equations.terms.lowrank import LowRank
 from sprat.search.candidate import Candidate
-from sprat.search.equation import Product, Sum, Term, add, multiply
-from sprat.search.network import DENSE, Equation
-from sprat.search.terms import TERMS
-from sprat.search.terms.lowrank import LowRank
 
 #: What the whole numbers of a term are drawn from.
 NUMBERS = {

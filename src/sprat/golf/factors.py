@@ -25,6 +25,7 @@ from sprat import __version__
 from sprat import recipe as fits
 from sprat.coding import container, entropy
 from sprat.coding.tensors import Dense, Entry, expand, lattices
+from sprat.equations.maps import Maps
 from sprat.errors import BudgetError
 from sprat.fit import FitResult
 from sprat.level import predict, search
@@ -34,7 +35,6 @@ from sprat.methods.distil import divergence as kl
 from sprat.methods.metric import Metric
 from sprat.methods.waterlevel import choose_steps, round_to_level
 from sprat.progress import Progress, silent
-from sprat.search.maps import Maps
 from sprat.sense.shrink import shrink
 
 #: Factors of one axis with fewer numbers than this are stored exactly.

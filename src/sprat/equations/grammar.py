@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields
 
+from sprat.equations.term import Term, add, multiply
+from sprat.equations.terms import TERMS
 from sprat.errors import RecipeError, nearest
-from sprat.search.equation import Term, add, multiply
-from sprat.search.terms import TERMS
 
 #: The largest number in a formula.
 LARGEST = 65536

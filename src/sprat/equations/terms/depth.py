@@ -18,8 +18,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from sprat.equations.term import Factor, Space, Term, Values, inside
 from sprat.errors import RecipeError
-from sprat.search.equation import Factor, Space, Term, Values, inside
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.search.equation import Factor, Space, Term, Values, refuse_above
+from sprat.equations.term import Factor, Space, Term, Values, refuse_above
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sprat.anatomy.shape import Shape
+from sprat.equations.grammar import parse as parse_term
+from sprat.equations.term import Space, Term, Values
+from sprat.equations.terms.lowrank import Dense, LowRank
 from sprat.errors import RecipeError, nearest
-from sprat.search.equation import Space, Term, Values
-from sprat.search.grammar import parse as parse_term
-from sprat.search.terms.lowrank import Dense, LowRank
 
 DENSE = Dense()
 GROUPS = ("attention", "ffn", "embedding")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.search.equation import Factor, Space, Term, Values
+from sprat.equations.term import Factor, Space, Term, Values
 
 #: Weights made at once.
 STRIP = 1 << 20

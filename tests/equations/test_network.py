@@ -7,10 +7,10 @@ import torch
 
 from golf.small import recipe
 from sprat.anatomy.shape import from_numbers
+from sprat.equations.maps import Maps
+from sprat.equations.network import parse
 from sprat.errors import RecipeError
 from sprat.golf.model import Decoder
-from sprat.search.maps import Maps
-from sprat.search.network import parse
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import torch
 
 from golf.small import documents, recipe, write
 from sprat.coding import container
+from sprat.golf import factors
 from sprat.golf.golf import golf
 from sprat.golf.model import Decoder
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
 from sprat.run.model import to_torch
-from sprat.search import store
 
 CAP = 14_000
 
@@ -58,8 +58,8 @@ def test_the_fisher_metric_predicts_what_rounding_costs():
         for parameter in model.parameters():  # a model that says something
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     ids = torch.randint(0, 320, (64, 32), generator=generator)
-    found = store.targets(model)
-    metrics = store.measure(model, found, ids, chosen.fit_recipe(), 0)
+    found = factors.targets(model)
+    metrics = factors.measure(model, found, ids, chosen.fit_recipe(), 0)
     predicted = 0.0
     moved = Decoder(chosen, 320, 0).eval()
     moved.load_state_dict(model.state_dict())
@@ -70,5 +70,5 @@ def test_the_fisher_metric_predicts_what_rounding_costs():
         with torch.no_grad():
             for name, part in zip(target.names, step.split(target.rows[0]), strict=True):
                 parameters[name].add_(part)
-    measured = store.divergence(model, moved, ids)
+    measured = factors.divergence(model, moved, ids)
     assert 0.5 < measured / predicted < 2.0

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.search.equation import Factor, Space, Term, Values
+from sprat.equations.term import Factor, Space, Term, Values
 
 #: Matrices of at most so many signs are kept; larger ones are drawn again for each product, a strip at a time.
 KEPT = 1 << 22

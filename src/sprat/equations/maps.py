@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.search.equation import Factor, Space, Term, Values
-from sprat.search.network import Equation, looked_up, parse, seed_of
+from sprat.equations.network import Equation, looked_up, parse, seed_of
+from sprat.equations.term import Factor, Space, Term, Values
 
 #: A product of fewer inputs than this never makes W.
 FEW = 16

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sprat.equations.grammar import parse
+from sprat.equations.maps import Maps
+from sprat.equations.term import Factor, Space, Term, Values, add, multiply
+from sprat.equations.terms import TERMS, seeded
 from sprat.errors import RecipeError
-from sprat.search.equation import Factor, Space, Term, Values, add, multiply
-from sprat.search.grammar import parse
-from sprat.search.maps import Maps
-from sprat.search.terms import TERMS, seeded
 
 FORMULAS = [
     "dense",

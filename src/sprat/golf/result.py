@@ -1,0 +1,71 @@
+"""The JSON of a golf: what its seeds share, and a row (golf.play) for each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sprat.errors import ProofError
+from sprat.prove.environment import machine, versions
+
+if TYPE_CHECKING:
+    from sprat.golf.golf import Golf
+
+SCHEMA = "sprat.golf/1"
+
+
+def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written of `game` once `runs` are over."""
+    given = game.corpus
+    return {
+        "schema": SCHEMA,
+        "recipe": game.recipe.to_dict(),
+        "cap": game.cap,
+        "length": {"kind": game.length.kind, "amount": game.length.amount},
+        "pace": game.length.pace,
+        "text": {
+            "documents": len(given.train),
+            "bytes": sum(len(d.encode()) for d in given.train),
+            "hash": given.hash,
+            "dropped": given.dropped,
+        },
+        "validation": {
+            "documents": len(given.validation),
+            "bytes": sum(len(d.encode()) for d in given.validation),
+            "hash": given.validation_hash,
+        },
+        "runs": runs,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A golf's JSON; ProofError for anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+        if found["schema"] == SCHEMA and found["runs"]:
+            return found
+    except FileNotFoundError:
+        raise ProofError(f"there is no result {path}") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ProofError(
+        f"{path} is no result of a golf: give the JSON that `sprat golf train` wrote beside its file"
+    )
+
+
+def finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
+    """Seed -> the row of a training of this golf that is over and whose file is there."""
+    path = out.with_suffix(".json")
+    if not path.exists():
+        return {}
+    before, now = read(path), result(game, [])
+    if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
+        return {}
+    rows = {row["seed"]: row for row in before["runs"]}
+    return {seed: row for seed, row in rows.items() if (out.parent / row["file"]).is_file()}
