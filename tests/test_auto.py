@@ -61,3 +61,15 @@ def test_the_command_prints_what_it_considered(tiny, tmp_path, capfd):
     said = capfd.readouterr().out
     assert "water level" in said and "chosen" in said and "zeros forced, 2:4" in said
     main(["plan", str(tiny.folder), "--budget", "24000", *settings, "--set", 'method="auto"'])
+
+
+def test_what_the_recipe_removes_is_no_reason_to_mistrust_predictions(tiny, tmp_path):
+    """All candidates lack the layer: its loss counts once, and predictions are as good as without it."""
+    recipe = Recipe(**{**RECIPE.to_dict(), "remove_layers": 1})
+    result = sprat.fit(tiny.folder, "28000", tmp_path / "auto.sprat", recipe=recipe)
+    plain = result.considered[0]
+    predicted = {row.name: row.predicted_kl for row in result.considered[1:]}
+    # A product of rank 1 beside the lattice changes little: the prediction is the measured KL, less and more a bit.
+    assert plain.measured_kl is not None and predicted["low rank beside it"] == pytest.approx(
+        plain.measured_kl, rel=0.15
+    )

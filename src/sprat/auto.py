@@ -38,12 +38,13 @@ def best(
 
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
         job = _counted(begin(candidate.recipe), seconds)
-        trust = base.kl / max(base.result.predicted, 1e-9)  # what predictions are short of on this model
-        if not structure.wanted(candidate.recipe):
+        # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
+        trust = max(base.kl - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
+        if structure.removals(candidate.recipe) == structure.removals(plain.recipe):
             jobs.sense(job, job.seed)  # the plain trial's, from the cache
             spreads = assembly.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
-            return trust * assembly.predicted_kl(job, spreads, level)
+            return job.lost + trust * assembly.predicted_kl(job, spreads, level)
         share = _weights(job) / _weights(base.result.job)
         return job.lost + trust * _level_kl(base.result, share)
 

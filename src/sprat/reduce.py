@@ -66,9 +66,14 @@ class Reduced:
     passages: list[Passage]
 
 
+def removals(recipe: Recipe) -> tuple[int, float, int, int]:
+    """What the recipe removes: layers, the share of neurons that stays, key-value heads and tokens that stay (0: all)."""
+    return recipe.remove_layers, recipe.ffn, recipe.kv_heads, recipe.vocabulary
+
+
 def wanted(recipe: Recipe) -> bool:
     """Whether the recipe removes anything."""
-    return bool(recipe.remove_layers or recipe.ffn < 1 or recipe.kv_heads or recipe.vocabulary)
+    return removals(recipe) != removals(Recipe())
 
 
 def needs_statistics(recipe: Recipe) -> bool:
