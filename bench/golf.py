@@ -167,13 +167,13 @@ def _command(options: argparse.Namespace) -> str:
     words += ["--paced"] * options.paced
     for pair in options.settings:
         words += ["--set", pair]
-    names = dict.fromkeys(_text_name(text) for text in options.text)
+    names = dict.fromkeys(text_name(text) for text in options.text)
     return shlex.join(
         [*words, "--recipes", *(f"recipes/{path.name}" for path in options.recipes), "--text", *names]
     )
 
 
-def _text_name(text: str) -> str:
+def text_name(text: str) -> str:
     path = Path(text)
     return f"{path.parent.name}/*{path.suffix}" if path.is_file() and path.parent.name else path.name
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bench.golf import text_name
 from bench.record import Record
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
@@ -52,6 +54,7 @@ BASE = {"vocabulary": 512, "context": 128, "batch": 8, "matrix_rate": 0.02, "emb
 #: (formula, layers): at least one of each kind; the first is what they are compared with.
 HAND = (
     ("dense", 3),
+    ("dense", 2),
     ("dense; embedding: lowrank(32)", 3),
     ("lowrank(16)", 3),
     ("kron(4, 8)", 3),
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             part: Record(options.record / part, settings, "sprat.equations/1") for part in options.parts
         }
         for record in records.values():
-            record.begin(" ".join(sys.argv[1:]), versions(), machine())
+            record.begin(_command(options), versions(), machine())
         base = Recipe.from_dict({**BASE, "validation": options.share})
         given = corpus.read(options.text, base.validation)
         text = Text.of(given, base.vocabulary)
@@ -107,6 +110,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--search-minutes", type=float, default=6.0, help="processor time of a search (default %(default)s)")
     add("--seeds", type=whole, default=3, metavar="N", help="default %(default)s")
     return parser.parse_args(arguments)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The call, with no more of the texts' paths than their folder."""
+    words = ["python", "-m", "bench.search", "--parts", *options.parts, "--cap", f"{options.cap.value:.0f}"]
+    for flag in ("seconds", "search_minutes", "seeds"):
+        words += [f"--{flag.replace('_', '-')}", f"{getattr(options, flag):g}"]
+    return shlex.join([*words, "--text", *dict.fromkeys(text_name(text) for text in options.text)])
 
 
 def once(record: Record, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -152,7 +163,7 @@ def hand(record, options, base, given, text, seed, progress) -> None:
         candidate = Candidate(parse(formula), layers, BITS)
         once(
             record,
-            f"hand/{formula}/{seed}",
+            f"hand/{formula}, {layers} layers/{seed}",
             lambda c=candidate: _tried(c, base, text, space, options.seconds, seed),
         )
 
