@@ -67,7 +67,7 @@ class Reduced:
 
 
 def removals(recipe: Recipe) -> tuple[int, float, int, int]:
-    """What the recipe removes: layers, the share of neurons that stays, key-value heads and tokens that stay (0: all)."""
+    """What the recipe removes: layers; the share of neurons, key-value heads and tokens that stay (0: all of them)."""
     return recipe.remove_layers, recipe.ffn, recipe.kv_heads, recipe.vocabulary
 
 
