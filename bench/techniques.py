@@ -120,6 +120,8 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
                     result["tasks"] = run_tasks(
                         source, artifact, questions, threads=1, remember=True, progress=progress
                     )
+                for task in result["tasks"]:  # a record says which file, not where it lay
+                    task["source"]["path"] = Path(task["source"]["path"]).name
         record.add(row.name, result)
         print(f"    {result['bytes']:,} bytes, KL {result['kl']['value']:.4f}", file=sys.stderr, flush=True)
 
