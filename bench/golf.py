@@ -24,6 +24,7 @@ import torch
 
 from bench.pace import paces
 from bench.record import commit, save_json
+from bench.texts import text_name
 from sprat.cli.arguments import budget, settings, whole
 from sprat.cli.golf import add_length, length_of
 from sprat.cli.terminal import bars
@@ -173,11 +174,6 @@ def _command(options: argparse.Namespace) -> str:
     )
 
 
-def text_name(text: str) -> str:
-    path = Path(text)
-    return f"{path.parent.name}/*{path.suffix}" if path.is_file() and path.parent.name else path.name
-
-
 def _refuse_other(path: Path, now: dict[str, Any]) -> None:
     """SpratError where a record's rows were trained under other settings. Keys that recipes gained since have their
     defaults there."""
@@ -185,7 +181,8 @@ def _refuse_other(path: Path, now: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_bytes())
     before["recipe"] = Recipe.from_dict(before["recipe"]).to_dict()
-    for key in ("recipe", "cap", "length", "text", "validation", "threads"):
+    before.setdefault("pace", 0.0)
+    for key in ("recipe", "cap", "length", "pace", "text", "validation", "threads"):
         if before[key] != now[key]:
             raise SpratError(
                 f"{path} was trained with {key} {before[key]}, now it is {now[key]}: rows would not compare; give "

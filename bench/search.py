@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from bench.golf import text_name
 from bench.record import Record
+from bench.texts import text_name
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
 from sprat.equations.network import parse

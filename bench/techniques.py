@@ -154,8 +154,13 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
             "warnings": fitted.warnings,
             "considered": [vars(c) for c in fitted.considered],
         }
+    before = options.files / file_of(row.of)
+    if not before.exists():
+        raise SpratError(
+            f"{row.name} heals the file of {row.of}: measure that row first, into the same --files"
+        )
     healed = heal(
-        options.files / file_of(row.of),
+        before,
         options.model,
         path,
         contexts=HEAL_CONTEXTS,

