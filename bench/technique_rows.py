@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEVEL = "water level"
-#: Contexts that a healed row learns from, of a text of so many tokens.
+#: Contexts that a healed row learns from, and the least tokens of the text that they are taken of.
 HEAL_CONTEXTS, HEAL_TOKENS = 128, 65536
 
 
@@ -21,7 +21,9 @@ class Row:
     bits: int = 0
     """Of round-to-nearest in groups of 64; 0 for what sprat makes."""
     of: str = ""
-    """The row whose file is healed, on HEAL_CONTEXTS; else a fit makes it."""
+    """The row whose file is healed; else a fit makes it."""
+    contexts: int = HEAL_CONTEXTS
+    """Of 512 tokens, that a healed row learns from."""
 
     @property
     def file(self) -> str:
@@ -40,8 +42,8 @@ def _bare(name: str, budget: str, published: str = "", **recipe: Any) -> Row:
     return Row(name, budget, {"heal": 0} | recipe, published)
 
 
-def _healed(name: str, budget: str, of: str, published: str = "") -> Row:
-    return Row(name, budget, published=published, of=of)
+def _healed(name: str, budget: str, of: str, published: str = "", contexts: int = HEAL_CONTEXTS) -> Row:
+    return Row(name, budget, published=published, of=of, contexts=contexts)
 
 
 _CUT: dict[str, Any] = {"remove_layers": 5, "ffn": 0.85}
@@ -81,6 +83,12 @@ ROWS = [
     _bare("lattice + rank 4", "50MB", "LQER, 2402.02446", method="waterlevel+lowrank", rank=4),
     *(_bare(f"{LEVEL}, {b}MB", f"{b}MB") for b in _BUDGETS),
     *(_healed(f"{LEVEL} + heal, {b}MB", f"{b}MB", f"{LEVEL}, {b}MB") for b in (40, 34, 30, 20, 16)),
+    _healed(f"{LEVEL} + heal on 32, 16MB", "16MB", f"{LEVEL}, 16MB", contexts=32),
     _bare("planner, 30MB", "30MB", method="auto"),
     _bare("planner, 20MB", "20MB", method="auto"),
+    *(
+        _healed(f"planner + heal on {c}, {b}MB", f"{b}MB", f"planner, {b}MB", contexts=c)
+        for b in (30, 20)
+        for c in (32, 128, 512)
+    ),
 ]

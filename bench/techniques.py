@@ -25,7 +25,7 @@ from bench import texts
 from bench.judge import Judge, contexts
 from bench.measure import Bench
 from bench.record import Record
-from bench.technique_rows import HEAL_CONTEXTS, HEAL_TOKENS, LEVEL, ROWS, Row, file_of
+from bench.technique_rows import HEAL_TOKENS, LEVEL, ROWS, Row, file_of
 from bench.work import Row as PeerRow
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
@@ -163,8 +163,8 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
         before,
         options.model,
         path,
-        contexts=HEAL_CONTEXTS,
-        tokens=HEAL_TOKENS,
+        contexts=row.contexts,
+        tokens=max(HEAL_TOKENS, 512 * row.contexts),
         budget=row.budget,
         progress=progress,
     )
@@ -172,6 +172,7 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
         "held_out_kl": healed.kl,
         "unhealed_kl": healed.before_kl,
         "warnings": [healed.rejected] * (not healed.kept),
+        "heal_minutes": round(healed.points[-1].seconds / 60, 1),
     }
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sprat import __version__
 from sprat import job as jobs
@@ -21,7 +22,7 @@ from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import BudgetError, SpratError
 from sprat.level.check import kl_between, rebuilt
-from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
+from sprat.methods.healer import Healer, contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
@@ -98,46 +99,22 @@ def heal(
         recipe = _recipe(artifact)
         if deep:
             _refuse_trellis(artifact)
-        schedule = Schedule(rate or recipe.heal_rate, schedule.steps, schedule.seconds)
         source = _original(artifact, against, progress)
         size = _size(artifact, source, budget)
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
         wanted = (tokens or tokens_for(minutes)) + recipe.held_out * recipe.context
         text = jobs.calibration(source, texts, wanted, recipe, seed, progress)
-        learning, held_out = torch.as_tensor(text.ids).split(
-            [len(text.ids) - recipe.held_out, recipe.held_out]
-        )
-        entries = artifact.entries(torch.get_num_threads(), progress)
+        schedule = replace(schedule, rate=rate or recipe.heal_rate)
+        lesson = _Lesson(artifact, source, text, recipe, schedule, deep, seed)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
-        before = kl_between(source.model, rounded, held_out)
-        key = {
-            "file": artifact.digest,
-            "model": source.hash,
-            "schedule": str(schedule),
-            "deep": str(deep),
-            "seed": str(seed),
-            "text": text.hash,
-            "version": __version__,
-        }
-        with telling(memory(rounded, entries, deep, recipe.context)):
-            learner = healer(source.model, rounded, entries, deep)
-            points = train(
-                learner,
-                learning,
-                schedule,
-                accumulate=contexts_a_step(deep),
-                seed=seed,
-                checkpoint=Checkpoint(checkpoint_path(out), key, CHECKPOINT_SECONDS),
-                resume=resume,
-                name="healing",
-                progress=progress,
-            )
-        changes = {"heal": _said(source, texts, text, learning, points)}
+        before = kl_between(source.model, rounded, lesson.held_out)
+        learner, points = _trained(lesson, rounded, checkpoint_path(out), resume, progress)
+        changes = {"heal": _said(lesson, own=texts == ["self"], contexts=points[-1].contexts)}
         after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
         for healed, made in fitting(
             learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
         ):
-            kl = kl_between(source.model, rebuilt(rounded, healed), held_out)
+            kl = kl_between(source.model, rebuilt(rounded, healed), lesson.held_out)
             rejected = f"its KL was {kl:.4f}"
             if kl < after:
                 after, best = kl, made
@@ -147,6 +124,63 @@ def heal(
     if file.resolve() != out.resolve():
         shutil.copyfile(file, out)
     return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt by which file, from which original and text, and how."""
+
+    artifact: Artifact
+    source: Source
+    text: Calibration
+    recipe: Recipe
+    schedule: Schedule
+    deep: bool
+    seed: int
+
+    @property
+    def learning(self) -> torch.Tensor:
+        """(contexts, context) int64."""
+        return torch.as_tensor(self.text.ids)[: -self.recipe.held_out]
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """(held_out, context) int64: compared on, not learnt from."""
+        return torch.as_tensor(self.text.ids)[-self.recipe.held_out :]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What a checkpoint must be of, to go on with this."""
+        return {
+            "file": self.artifact.digest,
+            "model": self.source.hash,
+            "schedule": str(self.schedule),
+            "deep": str(self.deep),
+            "seed": str(self.seed),
+            "text": self.text.hash,
+            "version": __version__,
+        }
+
+
+def _trained(
+    lesson: _Lesson, rounded: nn.Module, checkpoint: Path, resume: bool, progress: Progress
+) -> tuple[Healer, list[Point]]:
+    """What has learnt, and how it went."""
+    entries = lesson.artifact.entries(torch.get_num_threads(), progress)
+    with telling(memory(rounded, entries, lesson.deep, lesson.recipe.context)):
+        learner = healer(lesson.source.model, rounded, entries, lesson.deep)
+        points = train(
+            learner,
+            lesson.learning,
+            lesson.schedule,
+            accumulate=contexts_a_step(lesson.deep),
+            seed=lesson.seed,
+            checkpoint=Checkpoint(checkpoint, lesson.key, CHECKPOINT_SECONDS),
+            resume=resume,
+            name="healing",
+            progress=progress,
+        )
+    return learner, points
 
 
 def checkpoint_path(out: Path) -> Path:
@@ -201,18 +235,16 @@ def _refuse_trellis(artifact: Artifact) -> None:
         )
 
 
-def _said(
-    source: Source, texts: list[str], text: Calibration, learning: torch.Tensor, points: list[Point]
-) -> dict[str, Any]:
+def _said(lesson: _Lesson, own: bool, contexts: int) -> dict[str, Any]:
     """What the file's provenance says of its healing, as `Job.provenance` does of its calibration."""
-    own = texts == ["self"]
+    text, learning = lesson.text, lesson.learning
     said: dict[str, Any] = {
         "source": "self" if own else text.description,
         "tokens": learning.numel(),
-        "contexts": points[-1].contexts,
+        "contexts": contexts,
     }
     if not own:
-        words = str(source.tokenizer.decode(learning.flatten()))
+        words = str(lesson.source.tokenizer.decode(learning.flatten()))
         said |= {"sha256": list(text.text_hashes), "sketch": sketch(words, SKETCH)}
     return said
 
