@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--record", type=Path, default=Path("records") / f"{today}-techniques", help="default %(default)s")
     add("--files", type=Path, default=Path(), help="where the files lie")
     add("--tasks", type=Path, nargs="*", default=[], help="questions as JSON lines (docs/tasks.md)")
-    add("--items", type=int, default=300, help="of each task (default %(default)s)")
+    add("--items", type=int, help="of each task (default: as the record has it, a new one 300)")
     add(
         "--contexts", type=int, default=20, help="of 512 tokens, the second half scored (default %(default)s)"
     )
@@ -88,7 +88,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--redo", default="", metavar="PATTERN", help="measure rows of these names again")
     add("--speeds", action="store_true", help="only the decode speed of each file, on one thread")
     add("--only-report", action="store_true", help="README.md anew, nothing measured")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.items is None:
+        options.items = _items(options.record)
+    return options
+
+
+def _items(record: Path) -> int:
+    """Questions of each task that the record was begun with."""
+    path = record / "result.json"
+    return json.loads(path.read_text("utf-8"))["settings"]["items"] if path.exists() else 300
 
 
 def _measure(record: Record, options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from sprat.errors import FormatError, RequestError, SpratError, UnsupportedError
 from sprat.golf import finish, int8, words
 from sprat.golf.batches import Batches
 from sprat.golf.blocks import bitlinear
-from sprat.golf.model import Decoder
+from sprat.golf.model import Decoder, Past
 from sprat.golf.pretrained import GolfConfig, GolfForCausalLM, config
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file, score_model
@@ -68,7 +68,7 @@ def test_a_file_holds_the_cap_and_scores_as_its_model(files, block):
     assert abs(found.bits_per_byte - before.bits_per_byte) < 0.05
 
 
-@pytest.mark.parametrize("block", ["middle", "ngrams", "delta", "experts"])
+@pytest.mark.parametrize("block", ["all", "middle", "ngrams", "delta", "experts"])
 def test_a_text_under_way_goes_on_and_back(files, block):
     with sprat.open(files(block)[2]) as artifact:
         engine = open_engine(artifact, threads=1, kind="torch")
@@ -79,6 +79,21 @@ def test_a_text_under_way_goes_on_and_back(files, block):
     assert np.allclose(engine.step([session], [ids[17:20]])[0], whole[19], atol=1e-4)
     session.rewind(10)
     assert np.allclose(engine.step_all([session], [ids[10:]])[0], whole[10:], atol=1e-4)
+
+
+def test_a_text_under_way_is_not_read_again_and_a_memory_stays_of_one_size():
+    model = Decoder(recipe(memory="delta", memory_every=2), 320).eval()
+    ids, past, seen = torch.from_numpy(IDS[None, :60]).long(), Past(1), []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    with torch.inference_mode():
+        whole, parts, sizes = model.model(ids), [], []
+        for end in (1, 2, 5, 33, 60):
+            parts.append(model.model(ids[:, :end], past))
+            sizes.append([sum(t.numel() for t in past.kept[use].values()) for use in (0, 1)])
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+    assert seen == [60, 1, 1, 3, 28, 27]
+    memory, attention = zip(*sizes, strict=True)
+    assert memory[2:] == memory[2:3] * 3 and list(attention) == [32 * n for n in (1, 2, 5, 33, 60)]
 
 
 @pytest.mark.parametrize("block", ["all", "middle"])

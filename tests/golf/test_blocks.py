@@ -127,7 +127,14 @@ def test_the_chunked_memory_is_the_recurrence(context, seed):
     rate = torch.rand(2, 3, context, generator=generator)
     decay = -torch.rand(2, 3, context, generator=generator) * 3
     expected = recurrence(q, k, v, rate, decay)
-    assert torch.allclose(gated_delta(q, k, v, rate, decay).double(), expected, atol=1e-4)
+    assert torch.allclose(gated_delta(q, k, v, rate, decay)[0].double(), expected, atol=1e-4)
+    cut, state, parts = context // 3, None, []
+    for part in (slice(0, cut), slice(cut, context)):
+        if part.stop > part.start:
+            given_ = (t[:, :, part] for t in (q, k, v, rate, decay))
+            out, state = gated_delta(*given_, state)
+            parts.append(out)
+    assert torch.allclose(torch.cat(parts, 2).double(), expected, atol=1e-4)
 
 
 def test_gradients_pass_the_chunked_memory_as_the_recurrence():
@@ -137,7 +144,7 @@ def test_gradients_pass_the_chunked_memory_as_the_recurrence():
     given_[1] = F.normalize(given_[1], dim=-1)
     given_ += [torch.rand(shape[:3], generator=generator), -torch.rand(shape[:3], generator=generator)]
     weight, found = torch.randn(shape, generator=generator), []
-    for how in (gated_delta, recurrence):
+    for how in (lambda *g: gated_delta(*g)[0], recurrence):
         leaves = [t.clone().requires_grad_() for t in given_]
         (how(*leaves) * weight).sum().backward()
         found.append([leaf.grad for leaf in leaves])

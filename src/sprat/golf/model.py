@@ -28,8 +28,23 @@ from sprat.golf.recipe import Recipe
 
 THETA = 10000.0
 EPS = 1e-6
+#: What a layer keeps of the tokens that it has read: keys and values, or a memory's state, of one size however many.
+Kept = dict[str, Tensor]
 #: Contexts of at most so many tokens are attended to by plain products.
 SHORT = 512
+
+
+class Past:
+    """A text under way: the tokens that were read, and what each use of a layer keeps of them."""
+
+    def __init__(self, batch: int):
+        self.ids = torch.empty(batch, 0, dtype=torch.int64)
+        """(batch, length)."""
+        self.kept: dict[int, Kept] = {}
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
 
 
 class Norm(nn.Module):
@@ -57,8 +72,8 @@ class Attention(nn.Module):
         self.o_proj = linear(width, width, recipe.weights)
         self.q_norm, self.k_norm = Norm(self.size), Norm(self.size)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """x: (batch, context, width)."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Kept | None = None) -> Tensor:
+        """x: (batch, context, width), what follows the keys and values in `kept`, which gain its own."""
         batch, context, width = x.shape
 
         def split(y: Tensor, heads: int) -> Tensor:
@@ -67,23 +82,29 @@ class Attention(nn.Module):
         v = split(self.v_proj(x), self.kv_heads)
         q = rotate(self.q_norm(split(self.q_proj(x), self.heads)), rope).to(v.dtype)
         k = rotate(self.k_norm(split(self.k_proj(x), self.kv_heads)), rope).to(v.dtype)
+        if kept is not None:
+            if kept:
+                k, v = torch.cat([kept["k"], k], 2), torch.cat([kept["v"], v], 2)
+            kept |= {"k": k, "v": v}
         y = attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, context, width))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention. q: (batch, heads, context, size); k, v: (batch, kv_heads, context, size).
+    """Causal attention. q: (batch, heads, context, size), of the last tokens of k, v: (batch, kv_heads, tokens, size).
 
     Short contexts go through plain products: on a CPU, forward and backward, about twice as fast as torch's own.
     """
     batch, heads, context, size = q.shape
-    kv_heads = k.shape[1]
-    if context > SHORT:
+    kv_heads, tokens = k.shape[1:3]
+    if tokens > SHORT and tokens == context:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+    later = torch.full((context, tokens), -torch.inf, dtype=q.dtype, device=q.device).triu(
+        1 + tokens - context
+    )
     grouped = (q * size**-0.5).reshape(batch, kv_heads, -1, size)
-    scores = (grouped @ k.mT).view(batch, heads, context, context)
-    later = torch.full((context, context), -torch.inf, dtype=scores.dtype, device=q.device).triu(1)
-    return ((scores + later).softmax(-1).view(batch, kv_heads, -1, context) @ v).view(q.shape)
+    scores = (grouped @ k.mT).view(batch, heads, context, tokens)
+    return ((scores + later).softmax(-1).view(batch, kv_heads, -1, tokens) @ v).view(q.shape)
 
 
 class FeedForward(nn.Module):
@@ -126,8 +147,8 @@ class Layer(nn.Module):
             else feed_forward()
         )
 
-    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        h = h + self.self_attn(self.input_layernorm(h), rope)
+    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor], kept: Kept | None = None) -> Tensor:
+        h = h + self.self_attn(self.input_layernorm(h), rope, kept)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -151,14 +172,19 @@ class Trunk(nn.Module):
         if recipe.equation:
             install(self, recipe.equation)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids: (batch, context) int64 -> what the head reads, (batch, context, width)."""
-        h = self.embed_tokens(ids).float()
+    def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        """ids: (batch, context) int64 -> what the head reads, (batch, context, width); with `past` of the tokens
+        behind those that it has read, which it then has too."""
+        read = 0 if past is None else past.length
+        h = self.embed_tokens(ids[:, read:]).float()
         if hasattr(self, "embed_ngrams"):
             h = self.embed_ngrams.added_to(h, ids)
-        rope = rotations(ids.shape[1], self.size, ids.device)
-        for layer in self.layers:
-            h = layer(h, rope)
+        cos, sin = rotations(ids.shape[1], self.size, ids.device)
+        rope = cos[read:], sin[read:]
+        for use, layer in enumerate(self.layers):
+            h = layer(h, rope, None if past is None else past.kept.setdefault(use, {}))
+        if past is not None:
+            past.ids = ids
         return self.norm(h)
 
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -20,7 +21,7 @@ from sprat.equations.maps import Embedding, Head
 from sprat.errors import RequestError
 from sprat.golf import MODEL_TYPE
 from sprat.golf.blocks.sharing import owners
-from sprat.golf.model import EPS, THETA, Trunk
+from sprat.golf.model import EPS, THETA, Past, Trunk
 from sprat.golf.recipe import Recipe
 
 #: Keys of a recipe that a model depends on and that a config.json of Qwen3 does not say.
@@ -96,8 +97,9 @@ class GolfConfig(PretrainedConfig):
 class GolfForCausalLM(PreTrainedModel, GenerationMixin):
     """golf/model.py's model with a head that is a module.
 
-    What a cache keeps of a text is its tokens, as the keys of its first layer: every step reads them again. Blocks
-    differ in what else they would keep, and a golf's context is short.
+    A cache keeps a text's tokens, as the keys of its first layer, and beside them what the layers keep of those that
+    were read. Where the tokens go on, so do the layers; where a cache was cut back they read it again, as a memory's
+    state cannot be taken back.
     """
 
     config_class = GolfConfig
@@ -133,11 +135,15 @@ class GolfForCausalLM(PreTrainedModel, GenerationMixin):
         """input_ids: (batch, context). Texts may be padded behind, not in front."""
         if attention_mask is not None and not bool(attention_mask[:, :1].all()):
             raise RequestError("a golf's model reads texts from their first token: padding goes behind them")
-        new = input_ids.shape[1]
+        new, past = input_ids.shape[1], None
         if past_key_values is not None:
             ids = input_ids[:, None, :, None]
             input_ids = past_key_values.update(ids, ids, 0)[0][:, 0, :, 0]
-        h = self.model(input_ids)[:, -(logits_to_keep or new) :]
+            past = getattr(past_key_values, "golf", None)
+            if past is None or not torch.equal(past.ids, input_ids[:, :-new]):
+                past = Past(len(input_ids))
+            past_key_values.golf = past  # type: ignore[attr-defined]
+        h = self.model(input_ids, past)[:, -(logits_to_keep or new) :]
         return CausalLMOutputWithPast(logits=self.lm_head(h), past_key_values=past_key_values)  # type: ignore[arg-type]
 
 

@@ -45,9 +45,14 @@ class DeltaMemory(nn.Module):
         self.offset = nn.Parameter(torch.logspace(-2, -0.7, heads).expm1().log())
         self.o_norm = nn.Parameter(torch.ones(self.size))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """x: (batch, context, width). `rope` is not asked for: the order is in the state."""
-        near = self.mixed(x)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], kept: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """x: (batch, context, width), what follows the state in `kept`, which becomes that behind it. `rope` is not
+        asked for: the order is in the state."""
+        kept = {} if kept is None else kept
+        inputs = torch.cat([kept["inputs"], x], 1) if kept else x
+        near = self.mixed(inputs)[:, -x.shape[1] :]
 
         def split(y: Tensor) -> Tensor:
             return y.float().unflatten(-1, (self.heads, self.size)).transpose(1, 2)
@@ -58,7 +63,8 @@ class DeltaMemory(nn.Module):
         rate, forget = self.gates(x).float().transpose(1, 2).chunk(2, dim=1)
         decay = -self.decay.float().exp()[:, None] * F.softplus(forget + self.offset.float()[:, None])
         with torch.autocast(x.device.type, enabled=False):
-            out = gated_delta(q, k, v, rate.sigmoid(), decay)
+            out, state = gated_delta(q, k, v, rate.sigmoid(), decay, kept.get("state"))
+        kept |= {"inputs": inputs[:, 1 - TAPS :].clone(), "state": state}
         out = F.rms_norm(out, (self.size,), self.o_norm.float(), EPS)
         return self.o_proj(out.transpose(1, 2).flatten(2).to(x.dtype))
 
@@ -71,11 +77,14 @@ class DeltaMemory(nn.Module):
         )
 
 
-def gated_delta(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, decay: Tensor) -> Tensor:
-    """O: as v. q, k, v: (batch, heads, context, size) float32; rate b and decay log a: (batch, heads, context)."""
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, rate: Tensor, decay: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """O, as v, and the last state. q, k, v: (batch, heads, context, size) float32; rate b and decay log a: (batch,
+    heads, context); state: S' of what came before, (batch, heads, size, size), None for nothing."""
     batch, heads, context, size = v.shape
     missing = -context % CHUNK
-    if missing:  # behind the text: nothing reads it
+    if missing:  # behind the text: nothing reads it, and it leaves the state as it is
         q, k, v = (F.pad(t, (0, 0, 0, missing)) for t in (q, k, v))
         rate, decay = F.pad(rate, (0, missing)), F.pad(decay, (0, missing))
     q, k, v = (t.unflatten(2, (-1, CHUNK)) for t in (q, k, v))
@@ -93,10 +102,11 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, decay: Tensor) ->
     fresh, old = solved.split(size, dim=-1)
     inside, reading = ratio * (q @ k.mT), past * q
     writing, kept = (ratio[..., -1:, :].mT * k).mT, past[..., -1:, :]
-    state, out = v.new_zeros(batch, heads, size, size), []
+    out: list[Tensor] = []
+    memory = v.new_zeros(batch, heads, size, size) if state is None else state
     parts = (part.unbind(2) for part in (fresh, old, reading, inside, kept, writing))
     for new, erased, read, within, keep, write in zip(*parts, strict=True):
-        u = new - erased @ state
-        out.append(read @ state + within @ u)
-        state = keep * state + write @ u
-    return torch.stack(out, 2).flatten(2, 3)[:, :, :context]
+        u = new - erased @ memory
+        out.append(read @ memory + within @ u)
+        memory = keep * memory + write @ u
+    return torch.stack(out, 2).flatten(2, 3)[:, :, :context], memory

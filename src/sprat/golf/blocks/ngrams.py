@@ -36,6 +36,6 @@ class NgramEmbedding(nn.Embedding):
         return torch.stack(out)
 
     def added_to(self, h: Tensor, ids: Tensor) -> Tensor:
-        """h: (batch, context, at least width) with the rows of `ids` on its first columns."""
-        found = self(self.rows(ids)).float().sum(0)
+        """h: (batch, context, at least width) with the rows of the last `context` of `ids` on its first columns."""
+        found = self(self.rows(ids)[:, :, ids.shape[1] - h.shape[1] :]).float().sum(0)
         return h + F.pad(found, (0, h.shape[-1] - found.shape[-1]))
