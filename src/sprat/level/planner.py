@@ -20,7 +20,7 @@ AUTO = "auto"
 #: A prediction this many times the water level's KL is not worth a try: predictions are good to about as much.
 MARGIN = 1.15
 #: Shares of the layers and of the feed-forward neurons that candidates remove.
-LAYERS, NEURONS = (0.04, 0.1, 0.2), (0.1, 0.25)
+LAYERS, NEURONS = (0.04, 0.1, 0.2, 0.3), (0.1, 0.25)
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def choose(
     others: Sequence[Candidate],
     predict: Callable[[Candidate, Tried[T]], float],
     attempt: Callable[[Candidate], Tried[T]],
-    tries: int = 2,
+    misses: int = 2,
 ) -> tuple[Tried[T], list[Considered]]:
     """The best of what was tried, and what was considered, in the order of `others` behind `plain`.
 
     predict: the KL that a candidate should have, given what the water level had; attempt rounds one. Both may raise
-    SpratError for what this model does not allow. At most `tries` candidates are tried beside the water level.
+    SpratError for what this model does not allow. `misses` tries that are no better than the best before them end it.
     """
     best = base = attempt(plain)
     chosen = plain.name
@@ -98,20 +98,28 @@ def choose(
         )
     hopeful = [c for c in others if _hopeful(said[c.name], base.kl)]
     hopeful.sort(key=lambda c: said[c.name].predicted_kl or 0.0)
-    for candidate in hopeful[:tries]:
+    for candidate in hopeful:
         row = said[candidate.name]
+        if not misses:
+            said[candidate.name] = replace(row, verdict="not tried: others promised more")
+            continue
         try:
             tried = attempt(candidate)
         except SpratError as error:
             said[candidate.name] = replace(row, verdict=f"tried, not possible: {error}")
+            misses -= 1
             continue
+        better = tried.kl < best.kl
         said[candidate.name] = replace(
-            row, measured_kl=tried.kl, nbytes=tried.nbytes, verdict="tried, no better"
+            row,
+            measured_kl=tried.kl,
+            nbytes=tried.nbytes,
+            verdict="tried, better, then beaten" if better else "tried, no better",
         )
-        if tried.kl < best.kl:
+        if better:
             best, chosen = tried, candidate.name
-    for candidate in hopeful[tries:]:
-        said[candidate.name] = replace(said[candidate.name], verdict="not tried: others promised more")
+        else:
+            misses -= 1
     rows = [Considered(plain.name, None, base.kl, base.nbytes, "always tried"), *said.values()]
     return best, [replace(row, verdict="chosen") if row.name == chosen else row for row in rows]
 
