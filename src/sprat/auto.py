@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sprat import assembly
@@ -32,14 +34,24 @@ def best(
     plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]))
     seconds = first.seconds
 
+    @cache
+    def losses() -> list[tuple[float, float]]:
+        """Of layers, without refitting any candidate."""
+        most = max(candidate.recipe.remove_layers for candidate in others)
+        with first.stage("structure"):
+            return structure.layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
+
     def attempt(candidate: Candidate) -> Tried[Trial]:
         trial = settle(first if candidate is plain else _counted(begin(candidate.recipe), seconds))
         return Tried(trial.measured, trial.fitted.file.nbytes, trial)
 
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
-        job = _counted(begin(candidate.recipe), seconds)
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
         trust = max(base.kl - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
+        if replace(candidate.recipe, remove_layers=0) == plain.recipe and not structure.wanted(plain.recipe):
+            lost, share = losses()[candidate.recipe.remove_layers - 1]
+            return lost + trust * _level_kl(base.result, share)
+        job = _counted(begin(candidate.recipe), seconds)
         if structure.removals(candidate.recipe) == structure.removals(plain.recipe):
             jobs.sense(job, job.seed)  # the plain trial's, from the cache
             spreads = assembly.spreads(job)

@@ -22,7 +22,7 @@ from sprat.level.check import Passage, bits_per_byte, held_out_kl
 from sprat.methods.structure import vocabulary
 from sprat.methods.structure.anatomy import Part, attention, feed_forward
 from sprat.methods.structure.compensate import compensate
-from sprat.methods.structure.layers import TOKENS, least_needed
+from sprat.methods.structure.layers import TOKENS, Order, least_needed
 from sprat.methods.structure.model import Kept, smaller, spread
 from sprat.methods.structure.units import kept_units, refit
 from sprat.progress import Progress
@@ -38,8 +38,9 @@ from sprat.source.text import Calibration
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Part of the cache's key: raise it when what is chosen, or how it is refitted, changes.
+#: Part of the cache's key: raise it when what is chosen, or how it is refitted, changes; of the layers' order alone.
 VERSION = 1
+ORDER = 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,20 @@ def refuse(source: Source, recipe: Recipe) -> None:
         vocabulary.kept_tokens(tokenizer, none, recipe.vocabulary, _always(source, tokenizer))
 
 
+def layer_losses(
+    source: Source, text: Calibration, recipe: Recipe, most: int, progress: Progress
+) -> list[tuple[float, float]]:
+    """For 1 to `most` layers fewer, not refitted: the KL in nats a token, and the share of the weights that stay."""
+    learning = torch.as_tensor(text.ids)[: -recipe.held_out]
+    order = _order(source.model, learning, _order_cache(source, text, recipe), most, progress)
+    _, layers = decoder_layers(source.model)
+    total, left, found = sum(p.numel() for p in source.model.parameters()), 1.0, []
+    for layer, kl in zip(order.layers.tolist(), order.kl.tolist(), strict=True):
+        left -= sum(p.numel() for p in layers[layer].parameters()) / total
+        found.append((kl, left))
+    return found[:most]
+
+
 def reduce(
     source: Source, text: Calibration, statistics: Cache, recipe: Recipe, seed: int, progress: Progress
 ) -> Reduced:
@@ -141,7 +156,8 @@ def reduce(
         model.load_state_dict(refitted, strict=False)
         lost = choice["kl"].value.item()
     else:
-        kept = _choose(reference, learning, statistics, recipe, progress)
+        order = _order_cache(source, text, recipe)
+        kept = _choose(reference, learning, statistics, order, recipe, progress)
         model, refitted = _refitted(reference, kept, statistics, learning, recipe, progress)
         held_out = torch.as_tensor(text.ids)[-recipe.held_out :]
         lost = held_out_kl(reference, {}, held_out, model)
@@ -161,15 +177,34 @@ def reduce(
     return Reduced(small, reference, text, removed, passages)
 
 
+def _order_cache(source: Source, text: Calibration, recipe: Recipe) -> Cache:
+    """Where the order of this model's layers on this text is kept."""
+    settings = [recipe.held_out, recipe.vocabulary, str(source.model.dtype)]
+    return Cache({"order": ORDER, "model": source.hash, "text": text.hash, "settings": settings})
+
+
+def _order(model: PreTrainedModel, ids: Tensor, cache: Cache, most: int, progress: Progress) -> Order:
+    """At least `most` layers in the order in which they can go."""
+    if "order" in cache and len(found := cache.get("order", Order)["layers"]) >= most:
+        return found
+    rows = min(len(ids), 4)
+    order = least_needed(Walk(model, ids[:rows, : max(2, TOKENS // rows)]), most, progress)
+    cache.put("order", {"layers": order})
+    return order
+
+
 def _choose(
-    model: PreTrainedModel, ids: Tensor, statistics: Cache, recipe: Recipe, progress: Progress
+    model: PreTrainedModel,
+    ids: Tensor,
+    statistics: Cache,
+    order: Cache,
+    recipe: Recipe,
+    progress: Progress,
 ) -> Kept:
     layers = list(range(len(decoder_layers(model)[1])))
     if recipe.remove_layers:
-        rows = min(len(ids), 4)
-        walk = Walk(model, ids[:rows, : max(2, TOKENS // rows)])
-        gone = least_needed(walk, recipe.remove_layers, progress)
-        layers = [layer for layer in layers if layer not in gone]
+        gone = _order(model, ids, order, recipe.remove_layers, progress).layers[: recipe.remove_layers]
+        layers = [layer for layer in layers if layer not in gone.tolist()]
     neurons = groups = {}
     if recipe.ffn < 1:
         count = _neurons(feed_forward(model)[0], recipe)

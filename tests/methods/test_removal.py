@@ -146,7 +146,16 @@ def test_planted_dead_layers_go_first():
             model.model.layers[layer].self_attn.o_proj.weight.zero_()
             model.model.layers[layer].mlp.down_proj.weight.mul_(1e-3 * layer)
     ids = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(0))
-    assert least_needed(Walk(model, ids), 2) == [1, 3]
+    walk = Walk(model, ids)
+    order = least_needed(walk, 3)
+    assert order.layers[:2].tolist() == [1, 3]
+    # The KL without the first three, by a model that has but the others.
+    gone = set(order.layers.tolist())
+    small = smaller(model, Kept([i for i in range(5) if i not in gone]))
+    log_p, log_q = (_logits(m, ids)[:, 8:].double().log_softmax(-1) for m in (model, small))
+    expected = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert float(order.kl[2]) == pytest.approx(expected, rel=1e-3)
+    assert least_needed(walk, 1).layers.tolist() == [1] and order.kl[0] < order.kl[1] < order.kl[2]
 
 
 def test_compensation_undoes_what_others_can_do():

@@ -20,7 +20,7 @@ AUTO = "auto"
 #: A prediction this many times the water level's KL is not worth a try: predictions are good to about as much.
 MARGIN = 1.15
 #: Shares of the layers and of the feed-forward neurons that candidates remove.
-LAYERS, NEURONS = (0.04, 0.1, 0.2, 0.3), (0.1, 0.25)
+LAYERS, NEURONS = (0.04, 0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.25)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ by the perplexity without them, which is what is done here, for the KL.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,24 @@ CANDIDATES = 8
 TOKENS = 512
 
 
-def least_needed(walk: Walk, remove: int, progress: Progress = silent) -> list[int]:
-    """The `remove` layers that can go, in the order in which they went.
+@dataclass(frozen=True)
+class Order:
+    """Layers as they went, (n,) int64, and the KL of the model without all of them up to each, (n,) float64 in nats."""
+
+    layers: Tensor
+    kl: Tensor
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def least_needed(walk: Walk, remove: int, progress: Progress = silent) -> Order:
+    """The `remove` layers that can go. Fewer of them are the first ones.
 
     The walk's contexts pass as one batch; where they are few tokens the choice is cheap, and still far better than the
     noise: the KL of removing layers differs by factors.
     """
-    kept, gone = list(range(len(walk.layers))), []
+    kept, gone, lost = list(range(len(walk.layers))), [], []
     with torch.no_grad():
         original = _distribution(walk, walk.boundaries(len(walk.ids))[-1])
         cost = dict.fromkeys(kept, 0.0)
@@ -43,8 +56,9 @@ def least_needed(walk: Walk, remove: int, progress: Progress = silent) -> list[i
                 hidden = walk.call(layer, hidden)
                 progress("choosing layers", step * len(walk.layers) + place + 1, remove * len(walk.layers))
             gone.append(min(tried, key=lambda layer: cost[layer]))
+            lost.append(cost[gone[-1]])
             kept.remove(gone[-1])
-    return gone
+    return Order(torch.tensor(gone, dtype=torch.int64), torch.tensor(lost, dtype=torch.float64))
 
 
 def _distribution(walk: Walk, hidden: Tensor) -> Tensor:
