@@ -89,6 +89,6 @@ ROWS = [
     *(
         _healed(f"planner + heal on {c}, {b}MB", f"{b}MB", f"planner, {b}MB", contexts=c)
         for b in (30, 20)
-        for c in (32, 128, 512)
+        for c in (32, 128, 256)
     ),
 ]

@@ -63,6 +63,19 @@ def test_the_command_prints_what_it_considered(tiny, tmp_path, capfd):
     main(["plan", str(tiny.folder), "--budget", "24000", *settings, "--set", 'method="auto"'])
 
 
+def test_a_file_that_lost_much_is_told_what_may_help(tiny, tmp_path, capfd, monkeypatch):
+    settings = ["--set", "context=64", "--set", "tokens=2048", "-o", str(tmp_path / "a.sprat")]
+    fit = ["fit", str(tiny.folder), "--budget", "28000", *settings]
+    monkeypatch.setattr("sprat.cli.fit.MUCH", 0.0)
+    main([*fit, "--set", "heal=2"])
+    assert "--method auto" in (said := capfd.readouterr().err) and "--heal 20" in said
+    main([*fit, "--set", "heal=0", "--method", "auto"])
+    assert "may be lower" not in capfd.readouterr().err
+    monkeypatch.setattr("sprat.cli.fit.MUCH", 99.0)
+    main([*fit, "--set", "heal=0"])
+    assert "may be lower" not in capfd.readouterr().err
+
+
 def test_what_the_recipe_removes_is_no_reason_to_mistrust_predictions(tiny, tmp_path):
     """All candidates lack the layer: its loss counts once, and predictions are as good as without it."""
     recipe = Recipe(**{**RECIPE.to_dict(), "remove_layers": 1})

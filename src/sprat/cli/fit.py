@@ -22,6 +22,7 @@ from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
     from sprat.fit import FitResult
+    from sprat.recipe import Recipe
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
@@ -30,6 +31,10 @@ EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
   sprat fit smollm2-135m --ram 80MB --context 1024 -o phone.sprat
   sprat fit smollm2-135m --budget 50MB --sparsity 2:4 -o half.sprat
   sprat fit smollm2-135m --budget 30MB --method auto -o best.sprat"""
+
+
+#: KL in nats a token from which on it pays to remove something and to heal for longer (docs/methods.md, docs/heal.md).
+MUCH = 0.5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -110,8 +115,23 @@ def execute(arguments: argparse.Namespace) -> None:
         terminal.out().print(
             terminal.table(("considered", "predicted KL", "measured", ""), _considered(result))
         )
-    for warning in result.warnings:
+    for warning in [*result.warnings, *_more(result, options["recipe"])]:
         terminal.note(warning)
+
+
+def _more(result: FitResult, recipe: Recipe | None) -> list[str]:
+    """What would help a file that lost much and was not asked for."""
+    from sprat.level.planner import AUTO
+    from sprat.recipe import Recipe
+
+    recipe = recipe or Recipe()
+    ways = ["--method auto, which may remove layers"] * (recipe.method != AUTO)
+    ways += ["--heal 20, which trains it for longer"] * (recipe.heals and not recipe.heal_minutes)
+    if result.measured_kl < MUCH or not ways:
+        return []
+    return [
+        f"a KL of {result.measured_kl:.2f} is much; at such a budget it may be lower with {' and '.join(ways)}"
+    ]
 
 
 def _considered(result: FitResult) -> list[tuple[str, str, str, str]]:
