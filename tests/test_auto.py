@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import sprat
@@ -19,14 +21,16 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limits", [{"budget": "24000"}, {"budget": "40000", "ram": "90kB"}])
-def test_the_best_of_what_was_tried_is_written(tiny, tmp_path, limits):
+@pytest.mark.parametrize("heal", [0, 4])
+def test_the_best_of_what_was_tried_is_written(tiny, tmp_path, limits, heal):
     out = tmp_path / "auto.sprat"
+    recipe = replace(RECIPE, heal=heal)
     stages = []
     result = sprat.fit(
         tiny.folder,
         limits["budget"],
         out,
-        recipe=RECIPE,
+        recipe=recipe,
         ram=limits.get("ram"),
         context=64,
         progress=lambda name, *_: stages.append(name),
@@ -36,7 +40,8 @@ def test_the_best_of_what_was_tried_is_written(tiny, tmp_path, limits):
     tried = [row for row in result.considered if row.measured_kl is not None]
     (chosen,) = [row for row in result.considered if row.verdict == "chosen"]
     assert result.measured_kl == chosen.measured_kl == min(row.measured_kl for row in tried)
-    assert len(tried) <= 3 and all(row.predicted_kl is not None for row in others if row in tried)
+    assert result.unhealed_kl >= result.measured_kl and (heal or result.unhealed_kl == result.measured_kl)
+    assert all(row.predicted_kl is not None for row in others if row in tried)
     assert result.nbytes <= int(limits["budget"]) and out.stat().st_size == result.nbytes
     with sprat.open(out) as artifact:
         artifact.verify()
@@ -47,7 +52,7 @@ def test_the_best_of_what_was_tried_is_written(tiny, tmp_path, limits):
         tiny.folder,
         limits["budget"],
         tmp_path / "plain.sprat",
-        recipe=Recipe(**{**RECIPE.to_dict(), "method": "waterlevel"}),
+        recipe=replace(recipe, method="waterlevel"),
         ram=limits.get("ram"),
         context=64,
     )
@@ -74,6 +79,22 @@ def test_a_file_that_lost_much_is_told_what_may_help(tiny, tmp_path, capfd, monk
     monkeypatch.setattr("sprat.cli.fit.MUCH", 99.0)
     main([*fit, "--set", "heal=0"])
     assert "may be lower" not in capfd.readouterr().err
+
+
+def test_long_healing_is_of_the_chosen_one_alone(tiny, tmp_path):
+    """Candidates are healed by contexts; the winner begins again from what rounding gave it."""
+    recipe, stages = replace(RECIPE, heal=4, heal_deep=True, trellis=0), []
+    result = sprat.fit(
+        tiny.folder,
+        "28000",
+        tmp_path / "deep.sprat",
+        recipe=recipe,
+        progress=lambda name, done, total: stages.append(name.partition(",")[0]) if done == total else None,
+    )
+    tried = [row for row in result.considered if row.measured_kl is not None]
+    assert stages.count("healing") == len(tried) + 1
+    with sprat.open(tmp_path / "deep.sprat") as artifact:
+        assert artifact.recipe["heal_deep"] is True
 
 
 def test_what_the_recipe_removes_is_no_reason_to_mistrust_predictions(tiny, tmp_path):

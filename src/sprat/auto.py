@@ -29,7 +29,8 @@ def best(
     limits_of: Callable[[Source], Limits],
     settle: Callable[[Job], Trial],
 ) -> tuple[Trial, list[Considered]]:
-    """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded."""
+    """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded and
+    healed, since healing takes more off one candidate than off another."""
     first = begin(planner.candidates(recipe, 1)[0].recipe)
     plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]))
     seconds = first.seconds
@@ -47,18 +48,19 @@ def best(
 
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
-        trust = max(base.kl - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
+        trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
+        healing = base.kl / max(base.result.unhealed, 1e-9)
         if replace(candidate.recipe, remove_layers=0) == plain.recipe and not structure.wanted(plain.recipe):
             lost, share = losses()[candidate.recipe.remove_layers - 1]
-            return lost + trust * _level_kl(base.result, share)
+            return healing * (lost + trust * _level_kl(base.result, share))
         job = _counted(begin(candidate.recipe), seconds)
         if structure.removals(candidate.recipe) == structure.removals(plain.recipe):
             jobs.sense(job, job.seed)  # the plain trial's, from the cache
             spreads = assembly.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
-            return job.lost + trust * assembly.predicted_kl(job, spreads, level)
+            return healing * (job.lost + trust * assembly.predicted_kl(job, spreads, level))
         share = _weights(job) / _weights(base.result.job)
-        return job.lost + trust * _level_kl(base.result, share)
+        return healing * (job.lost + trust * _level_kl(base.result, share))
 
     won, considered = planner.choose(plain, others, expected, attempt)
     return won.result, considered

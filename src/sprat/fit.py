@@ -69,13 +69,17 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Trial:
-    """A job rounded to its limits and checked, not healed or written. KL in nats per token."""
+    """A job rounded to its limits and checked, healed or not yet, not written. KL in nats per token."""
 
     job: Job
     limits: Limits
     spreads: list[predict.Spread]
-    fitted: search.Fitted
+    rounded: search.Fitted
     predicted: float
+    unhealed: float
+    """Measured on held-out text, as rounding gave it."""
+    fitted: search.Fitted
+    """Healed; as rounded where healing did not help."""
     measured: float
 
 
@@ -139,8 +143,10 @@ def fit(
         return _settled(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
 
     if recipe.method != AUTO:
-        return _concluded(settle(begin(recipe)), out, unhealed)
-    trial, considered = auto.best(recipe, begin, limits_of, settle)
+        return _concluded(_healed(settle(begin(recipe))), out, unhealed)
+    trial, considered = auto.best(recipe, begin, limits_of, lambda job: _healed(settle(job), briefly=True))
+    if _brief(trial.job.recipe) != trial.job.recipe:
+        trial = _healed(trial)
     return replace(_concluded(trial, out, unhealed), considered=tuple(considered))
 
 
@@ -149,19 +155,16 @@ def finish(job: Job, limits: Limits, spreads: list[predict.Spread], out: Path) -
 
     Statistics that turn out not to deserve trust change `job`'s recipe and targets: give a copy to use it again.
     """
-    return _concluded(_settled(job, limits, spreads), out)
+    return _concluded(_healed(_settled(job, limits, spreads)), out)
 
 
-def _concluded(trial: Trial, out: Path, unhealed_out: Path | None = None) -> FitResult:
-    """Heal and write; to `unhealed_out` what was there before, where healing changed it."""
+def _concluded(trial: Trial, out: Path, unhealed: Path | None = None) -> FitResult:
+    """Write; to `unhealed` what was there before healing, where that changed it."""
     job, limits, spreads, fitted = trial.job, trial.limits, trial.spreads, trial.fitted
-    measured = unhealed = trial.measured
-    if job.recipe.heals:
-        fitted, measured = _heal(job, fitted, measured, limits.file)
-    if unhealed_out is not None and fitted is not trial.fitted:
-        trial.fitted.file.save(unhealed_out)
+    if unhealed is not None and fitted is not trial.rounded:
+        trial.rounded.file.save(unhealed)
     _note_distrust(job, fitted.rounded.ratios)
-    _note_plenty(job, spreads, fitted.level, measured)
+    _note_plenty(job, spreads, fitted.level, trial.measured)
     memory = _memory(job, limits, fitted.rounded)
     used = limits.weight(fitted.file.nbytes, memory) / limits.target
     if used < search.LEAST:
@@ -174,8 +177,8 @@ def _concluded(trial: Trial, out: Path, unhealed_out: Path | None = None) -> Fit
         fitted.level,
         8 * fitted.file.nbytes / job.weights,
         job.lost + trial.predicted,
-        measured,
-        unhealed,
+        trial.measured,
+        trial.unhealed,
         job.seconds,
         job.warnings,
         ledger,
@@ -254,7 +257,7 @@ def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
         if measured <= TRUST * predicted + NOISE:
             if job.reference is not job.source.model:
                 measured = _measured(job, fitted)
-            return Trial(job, limits, spreads, fitted, predicted, measured)
+            return Trial(job, limits, spreads, fitted, predicted, measured, fitted, measured)
         _repair(job, attempt, predicted, measured)
         attempt += 1
 
@@ -263,15 +266,23 @@ def _memory(job: Job, limits: Limits, rounded: Rounded) -> int | None:
     return limits.memory({**job.targets.dense(), **rounded.entries}, torch.get_num_threads())
 
 
-def _heal(job: Job, fitted: search.Fitted, before: float, size: int | None) -> tuple[search.Fitted, float]:
-    """What healing gave and its held-out KL, or what it was given where that is better."""
-    best = fitted, before
+def _healed(trial: Trial, briefly: bool = False) -> Trial:
+    """`trial` as rounded, then healed as its recipe says, or on the recipe's contexts alone; the better of the two."""
+    job = replace(trial.job, recipe=_brief(trial.job.recipe)) if briefly else trial.job
+    best = replace(trial, fitted=trial.rounded, measured=trial.unhealed)
+    if not job.recipe.heals:
+        return best
     with job.stage("healing"):
-        for healed in assembly.healed(job, fitted, size):
+        for healed in assembly.healed(job, trial.rounded, trial.limits.file):
             after = _measured(job, healed)
-            if after < best[1]:
-                best = healed, after
+            if after < best.measured:
+                best = replace(best, fitted=healed, measured=after)
     return best
+
+
+def _brief(recipe: Recipe) -> Recipe:
+    """Its healing without what takes long: by contexts, and not of the integers."""
+    return replace(recipe, heal_minutes=0.0, heal_deep=False)
 
 
 def _measured(job: Job, fitted: search.Fitted) -> float:
