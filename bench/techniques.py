@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import sprat
-from bench import texts
+from bench import healing, texts
 from bench.judge import Judge, contexts
 from bench.measure import Bench
 from bench.record import Record
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not options.only_report:
             _measure(record, options)
         write_whole(options.record / "README.md", page(record))
+        if found := healing.courses(record.rows):
+            healing.draw(found, options.record / "heal.svg")
     except SpratError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -258,11 +260,18 @@ def page(record: Record) -> str:
     remarks = record.path.parent / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
     commands = "\n".join(f"    {run['command']}" for run in record.data["commands"])
+    parts = [_intro(record, original, rows, names), table, _healing(rows), said, "## How\n\n" + commands]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _healing(rows: dict[str, Any]) -> str:
+    """The section on how long was healed, where anything was."""
+    found = healing.courses(rows)
+    if not found:
+        return ""
     return (
-        "\n\n".join(
-            filter(None, [_intro(record, original, rows, names), table, said, "## How\n\n" + commands])
-        )
-        + "\n"
+        "## KL against healing\n\nThe same speeches; in brackets the change and the minutes of one core, beside other "
+        f"work.\n\n{healing.table(found)}\n\n![KL against contexts of healing](heal.svg)"
     )
 
 
