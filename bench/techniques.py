@@ -175,6 +175,7 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
         options.model,
         path,
         contexts=row.contexts,
+        rank=row.rank,
         tokens=max(HEAL_TOKENS, 512 * row.contexts),
         budget=row.budget,
         progress=progress,

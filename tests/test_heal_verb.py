@@ -7,17 +7,20 @@ import pytest
 import torch
 
 import sprat.heal as healing
+from sprat import assembly
 from sprat.cli.main import main
 from sprat.coding import container
-from sprat.coding.tensors import Lattice
+from sprat.coding.tensors import ZERO, Lattice, LowRank
 from sprat.errors import BudgetError, RecipeError, SpratError
 from sprat.fit import fit
 from sprat.heal import checkpoint_path, heal
+from sprat.level import search
 from sprat.methods import healer as healers
 from sprat.methods.heal import Scales
 from sprat.prove.honesty import calibration_overlap
 from sprat.prove.text import read
 from sprat.recipe import Recipe
+from sprat.run.engine import open_engine
 from sprat.source.load import load
 from tiny_model import SENTENCES, save_model, write_file
 
@@ -92,9 +95,11 @@ def test_the_same_arguments_give_the_same_file(made, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch, rank):
     folder, file, _ = made
-    whole = heal(file, folder, tmp_path / "whole.sprat", budget="100%", **OPTIONS).path
+    options = {**OPTIONS, "rank": rank}
+    whole = heal(file, folder, tmp_path / "whole.sprat", budget="100%", **options).path
 
     class Stopped(Scales):
         steps = 0
@@ -110,14 +115,44 @@ def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(healers, "Scales", Stopped)
         with pytest.raises(KeyboardInterrupt):
-            heal(file, folder, out, budget="100%", **OPTIONS)
+            heal(file, folder, out, budget="100%", **options)
     assert checkpoint_path(out).is_file()
     assert not out.exists()
     with pytest.raises(SpratError, match="of another run: its seed is 0, this one's 1"):
-        heal(file, folder, out, budget="100%", **OPTIONS, resume=True, seed=1)
-    heal(file, folder, out, budget="100%", **OPTIONS, resume=True)
+        heal(file, folder, out, budget="100%", **options, resume=True, seed=1)
+    heal(file, folder, out, budget="100%", **options, resume=True)
     assert out.read_bytes() == whole.read_bytes()
     assert not checkpoint_path(out).exists()
+
+
+def test_products_beside_the_maps_help_and_are_run_by_both_engines(made, tmp_path):
+    folder, file, _ = made
+    plain = heal(file, folder, tmp_path / "plain.sprat", budget="100%", **OPTIONS)
+    result = heal(file, folder, tmp_path / "rank.sprat", budget="100%", rank=2, **OPTIONS)
+    assert result.kept and result.kl < plain.kl and result.nbytes > plain.nbytes
+    with container.open(result.path) as artifact:
+        entries = artifact.entries()
+        thin = [e for e in entries.values() if isinstance(e.tensor, LowRank)]
+        assert thin and all(e.tensor.left.shape[1] == 2 for e in thin)
+        assert not any("embed" in name for e in thin for name in e.maps)
+        native, torch_ = (open_engine(artifact, threads=1, kind=kind) for kind in ("native", "torch"))
+        ids = list(range(1, 30))
+        logits = torch_.all_logits(ids)
+        assert np.abs(native.all_logits(ids) - logits).max() < 0.1 * np.abs(logits).max()
+
+
+def test_a_fit_leaves_room_for_products(made, tmp_path, monkeypatch):
+    """What healing made fits with its products in their finest steps, and fills the budget better than without."""
+    folder, _, text = made
+    found: list[search.Fitted] = []
+    healed = assembly.healed
+    monkeypatch.setattr(assembly, "healed", lambda *given: found.extend(healed(*given)) or found)
+    recipe = Recipe(context=64, tokens=2048, heal=8, heal_rank=1)
+    result = fit(folder, "21kB", tmp_path / "out.sprat", str(text), recipe=recipe)
+    (whole,) = found
+    layers = [e.tensor for e in whole.rounded.entries.values() if isinstance(e.tensor, LowRank)]
+    assert result.nbytes <= 21000 and 0.97 * 21000 < whole.file.nbytes <= 21000
+    assert layers and all(t.left.shape[1] == 1 and t.left.col_class[0] == ZERO + 7 for t in layers)
 
 
 def test_prove_can_tell_a_heal_text(made, tmp_path):

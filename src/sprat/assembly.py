@@ -17,6 +17,7 @@ from sprat.level.curve import curve
 from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
+from sprat.methods import adapter
 from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.run.price import weights_bytes
 from sprat.training.loop import train
@@ -70,7 +71,7 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
     model = rebuilt(job.source.model, entries)
     with telling(memory(model, entries, recipe.heal_deep, recipe.context)):
-        learner = healer(job.reference, model, entries, recipe.heal_deep)
+        learner = healer(job.reference, model, entries, recipe.heal_deep, recipe.heal_rank)
         train(
             learner,
             heal_text(job),
@@ -101,8 +102,12 @@ def heal_text(job: Job) -> torch.Tensor:
 
 
 def reserve(job: Job) -> int:
-    """Bytes that healing may add: scales that have moved cost a little more."""
-    return job.targets.vectors(embeddings=False) // 8 if job.recipe.heals else 0
+    """Bytes that healing may add: scales that have moved cost a little more, and products are new."""
+    if not job.recipe.heals:
+        return 0
+    return job.targets.vectors(embeddings=False) // 8 + adapter.room(
+        job.targets.shapes(False), job.recipe.heal_rank
+    )
 
 
 def _file(job: Job, rounded: rounding.Rounded, level: float) -> Assembled:

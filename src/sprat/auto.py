@@ -32,7 +32,8 @@ def best(
     """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded and
     healed, since healing takes more off one candidate than off another."""
     first = begin(planner.candidates(recipe, 1)[0].recipe)
-    plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]))
+    layers = len(decoder_layers(first.source.model)[1])
+    plain, *others = planner.candidates(recipe, layers)
     seconds = first.seconds
 
     @cache
@@ -42,6 +43,22 @@ def best(
         with first.stage("structure"):
             return structure.layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
 
+    @cache
+    def neurons(ffn: float) -> tuple[float, float]:
+        """KL and share of the weights that stay, of neurons, refitted."""
+        job = _counted(begin(replace(plain.recipe, ffn=ffn)), seconds)
+        return job.lost, _weights(job) / _weights(first)
+
+    def removal(recipe: Recipe) -> tuple[float, float]:
+        """Of layers and neurons together, as if neither knew of the other."""
+        count, (lost, share) = recipe.remove_layers, (0.0, 1.0)
+        if count:
+            lost, share = losses()[count - 1]
+        if recipe.ffn < 1:
+            more, left = neurons(recipe.ffn)
+            lost, share = lost + more, share - (1 - left) * (1 - count / layers)
+        return lost, share
+
     def attempt(candidate: Candidate) -> Tried[Trial]:
         trial = settle(first if candidate is plain else _counted(begin(candidate.recipe), seconds))
         return Tried(trial.measured, trial.fitted.file.nbytes, trial)
@@ -50,8 +67,8 @@ def best(
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
         trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
         healing = base.kl / max(base.result.unhealed, 1e-9)
-        if replace(candidate.recipe, remove_layers=0) == plain.recipe and not structure.wanted(plain.recipe):
-            lost, share = losses()[candidate.recipe.remove_layers - 1]
+        if structure.wanted(candidate.recipe) and not structure.wanted(plain.recipe):
+            lost, share = removal(candidate.recipe)
             return healing * (lost + trust * _level_kl(base.result, share))
         job = _counted(begin(candidate.recipe), seconds)
         if structure.removals(candidate.recipe) == structure.removals(plain.recipe):

@@ -72,6 +72,7 @@ def heal(
     calibrate: str | Sequence[str] = "self",
     tokens: int | None = None,
     deep: bool = False,
+    rank: int = 0,
     budget: str | Budget | None = None,
     rate: float | None = None,
     seed: int = 0,
@@ -82,7 +83,8 @@ def heal(
 
     minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
     `tokens` of it are learnt from (default: `tokens_for`), and some contexts more compared on. deep: train the integers
-    too, which takes a file without a trellis. budget: what `out` may weigh, by default what `file` weighs. rate: of
+    too, which takes a file without a trellis. rank: of products beside the maps that learn as well, and that need room
+    in the budget (methods/adapter.py). budget: what `out` may weigh, by default what `file` weighs. rate: of
     Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is
     the better of the two on the text held out.
 
@@ -97,6 +99,9 @@ def heal(
         raise SpratError(f"cannot write {out}: {why}")
     with container.open(file) as artifact:
         recipe = _recipe(artifact)
+        replace(
+            recipe, heal_deep=deep, heal_rank=rank, **({"trellis": 0} if deep else {})
+        )  # refuses what cannot be
         if deep:
             _refuse_trellis(artifact)
         source = _original(artifact, against, progress)
@@ -105,7 +110,7 @@ def heal(
         wanted = (tokens or tokens_for(minutes)) + recipe.held_out * recipe.context
         text = jobs.calibration(source, texts, wanted, recipe, seed, progress)
         schedule = replace(schedule, rate=rate or recipe.heal_rate)
-        lesson = _Lesson(artifact, source, text, recipe, schedule, deep, seed)
+        lesson = _Lesson(artifact, source, text, recipe, schedule, deep, rank, seed)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = kl_between(source.model, rounded, lesson.held_out)
         learner, points = _trained(lesson, rounded, checkpoint_path(out), resume, progress)
@@ -136,6 +141,7 @@ class _Lesson:
     recipe: Recipe
     schedule: Schedule
     deep: bool
+    rank: int
     seed: int
 
     @property
@@ -156,6 +162,7 @@ class _Lesson:
             "model": self.source.hash,
             "schedule": str(self.schedule),
             "deep": str(self.deep),
+            "rank": str(self.rank),
             "seed": str(self.seed),
             "text": self.text.hash,
             "version": __version__,
@@ -168,7 +175,7 @@ def _trained(
     """What has learnt, and how it went."""
     entries = lesson.artifact.entries(torch.get_num_threads(), progress)
     with telling(memory(rounded, entries, lesson.deep, lesson.recipe.context)):
-        learner = healer(lesson.source.model, rounded, entries, lesson.deep)
+        learner = healer(lesson.source.model, rounded, entries, lesson.deep, lesson.rank)
         points = train(
             learner,
             lesson.learning,

@@ -66,6 +66,8 @@ class Recipe:
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
     heal_deep: bool = False
     """The integers too (methods/deep.py); only without a trellis."""
+    heal_rank: int = 0
+    """Rank of the products beside the layers' maps that healing trains too (methods/adapter.py); 0 for none."""
     heal_rate: float = 0.002
     """Rate of Adam in healing, in nats of a scale a step."""
     remove_layers: int = 0
@@ -120,6 +122,12 @@ class Recipe:
             ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
             ("heal_minutes", 0 <= self.heal_minutes <= 10**5, "0 to 100000"),
             ("heal_deep", not (self.heal_deep and self.trellis), "false with a trellis (set trellis = 0)"),
+            ("heal_rank", 0 <= self.heal_rank <= 64, "0 to 64"),
+            (
+                "heal_rank",
+                not (self.heal_rank and self.heal_deep),
+                "0 where the integers are healed (heal_deep)",
+            ),
             ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
             ("remove_layers", self.remove_layers >= 0, "0 or more"),
             ("ffn", 0 < self.ffn <= 1, "above 0, at most 1"),

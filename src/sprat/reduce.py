@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 #: Part of the cache's key: raise it when what is chosen, or how it is refitted, changes; of the layers' order alone.
 VERSION = 1
 ORDER = 1
+#: What refitting leaves of the KL of layers' absence on held-out text of the model's own: 0.50 to 0.54 of it for 3, 6
+#: and 9 of SmolLM2-135M's 30 layers.
+REFITTED = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,14 @@ def refuse(source: Source, recipe: Recipe) -> None:
 def layer_losses(
     source: Source, text: Calibration, recipe: Recipe, most: int, progress: Progress
 ) -> list[tuple[float, float]]:
-    """For 1 to `most` layers fewer, not refitted: the KL in nats a token, and the share of the weights that stay."""
+    """For 1 to `most` layers fewer: the KL to expect in nats a token, and the share of the weights that stay."""
     learning = torch.as_tensor(text.ids)[: -recipe.held_out]
     order = _order(source.model, learning, _order_cache(source, text, recipe), most, progress)
     _, layers = decoder_layers(source.model)
     total, left, found = sum(p.numel() for p in source.model.parameters()), 1.0, []
     for layer, kl in zip(order.layers.tolist(), order.kl.tolist(), strict=True):
         left -= sum(p.numel() for p in layers[layer].parameters()) / total
-        found.append((kl, left))
+        found.append((REFITTED * kl, left))
     return found[:most]
 
 

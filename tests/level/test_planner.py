@@ -99,7 +99,9 @@ def test_candidates_keep_what_the_recipe_sets() -> None:
     assert found[0].recipe == Recipe() and len({c.name for c in found}) == len(
         {c.recipe for c in found}
     ) == len(found)
-    assert [c.recipe.remove_layers for c in found if c.recipe.remove_layers] == [1, 3, 6, 9, 12, 15]
+    for ffn in (1.0, 0.75):  # alone, and with a quarter of the neurons
+        counts = [c.recipe.remove_layers for c in found if c.recipe.remove_layers and c.recipe.ffn == ffn]
+        assert counts == [1, 3, 6, 9, 12, 15]
     own = candidates(Recipe(method="auto", remove_layers=2, ffn=0.5, sparsity="1:4", trellis=8), 30)
     assert (
         all((c.recipe.remove_layers, c.recipe.ffn, c.recipe.trellis) == (2, 0.5, 8) for c in own)

@@ -45,6 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train the integers too, not the scales alone; for a file that was fitted with --set trellis=0",
     )
+    parser.add_argument(
+        "--rank",
+        type=whole,
+        default=0,
+        metavar="R",
+        help="also train products of rank R beside the maps, which need bytes of --budget (4: about 1 %% of 40 MB)",
+    )
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
 
@@ -67,6 +74,7 @@ def execute(arguments: argparse.Namespace) -> None:
                 calibrate=given,
                 tokens=arguments.tokens,
                 deep=arguments.deep,
+                rank=arguments.rank,
                 budget=arguments.budget,
                 rate=arguments.rate,
                 seed=arguments.seed,

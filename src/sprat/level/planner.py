@@ -63,8 +63,15 @@ def candidates(recipe: Recipe, layers: int) -> list[Candidate]:
             name = f"{count} layer{'s' * (count > 1)} fewer"
             found.append(Candidate(name, replace(plain, remove_layers=count)))
     if recipe.ffn == 1:
+        found += [Candidate(f"{s:.0%} of the neurons fewer", replace(plain, ffn=1 - s)) for s in NEURONS]
+        most = NEURONS[-1]
         found += [
-            Candidate(f"{share:.0%} of the neurons fewer", replace(plain, ffn=1 - share)) for share in NEURONS
+            Candidate(
+                f"{c.name.removesuffix(' fewer')} and {most:.0%} of the neurons fewer",
+                replace(c.recipe, ffn=1 - most),
+            )
+            for c in found
+            if c.recipe.remove_layers != recipe.remove_layers
         ]
     if not recipe.sparsity:
         found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in ("2:4", "0.5")]

@@ -154,16 +154,15 @@ class Targets:
         ends = (self.head.input_name, self.head.output_name, *self.tables)
         return frozenset(name.removesuffix(".weight") for name in ends)
 
-    def shapes(self) -> list[tuple[int, int]]:
-        """(rows, columns) of every target."""
+    def shapes(self, embeddings: bool = True) -> list[tuple[int, int]]:
+        """(rows, columns) of every target, or of the layers'."""
         beside = [(table.num_embeddings, table.embedding_dim) for table in self.tables.values()]
-        return [*shapes(self.by_layer, self.head), *beside]
+        found = [*shapes(self.by_layer, self.head), *beside]
+        return found if embeddings else found[: sum(len(gs) for gs in self.by_layer.values())]
 
     def vectors(self, embeddings: bool = True) -> int:
         """Rows and columns of all targets, or of the layers': the scales and classes that a file keeps."""
-        shapes = self.shapes()
-        layers = sum(len(gs) for gs in self.by_layer.values())
-        return sum(map(sum, shapes if embeddings else shapes[:layers]))
+        return sum(map(sum, self.shapes(embeddings)))
 
     def layers(self) -> list[int]:
         """The decoder layers that have maps of their own."""

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
+from sprat.methods import adapter
+from sprat.methods.adapter import Adapter
 from sprat.methods.distil import Teacher, divergence, student_logits
 
 BETAS = (0.9, 0.95)
@@ -35,6 +37,9 @@ class _Factors:
     """Those that use the map's weight: one, or the embedding and the head that is tied to it."""
     inputs: Tensor
     outputs: Tensor
+    first: int = 0
+    """Row of the entry that the map begins at."""
+    adapter: Adapter | None = None
 
 
 class Scales:
@@ -47,13 +52,21 @@ class Scales:
         entries: Mapping[str, Entry],
         names: Sequence[str],
         dense: bool = True,
+        rank: int = 0,
     ):
-        """rounded: the model that `entries` stand for, whose matrices are not touched; names: lattices all of them."""
+        """rounded: the model that `entries` stand for, whose matrices are not touched; names: lattices all of them.
+        rank: of a product beside each of them that is no embedding (methods/adapter.py); 0: none."""
         for model in (teacher.model, rounded):
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         self.teacher, self.rounded, self.entries = teacher, rounded, entries
         self.factors = {name: _factors(entries[name], rounded) for name in names}
+        generator = torch.Generator().manual_seed(0)
+        self.adapters: dict[str, Adapter] = {}
+        for name, fs in self.factors.items() if rank else ():
+            if not any(isinstance(m, nn.Embedding) for f in fs for m in f.modules):
+                made = self.adapters[name] = adapter.begin(entries[name], rank, generator)
+                self.factors[name] = [replace(f, adapter=made) for f in fs]
         parameters = dict(rounded.named_parameters())
         self.dense: dict[str, tuple[nn.Parameter, Tensor]] = {}
         for name, entry in entries.items():
@@ -65,6 +78,8 @@ class Scales:
         groups: list[dict[str, Any]] = [
             {"params": [t for t in free.values() if t.requires_grad], "size": 1.0}
         ]
+        products = [t for a in self.adapters.values() for t in (a.left, a.right)]
+        groups += [{"params": products, "size": adapter.RATE}] * bool(products)
         # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
         groups += [
             {"params": [exact], "size": max(float(exact.square().mean().sqrt()), 1e-3)}
@@ -97,7 +112,13 @@ class Scales:
     def state(self) -> dict[str, Any]:
         factors = {name: [(f.inputs, f.outputs) for f in fs] for name, fs in self.factors.items()}
         dense = {name: exact for name, (_, exact) in self.dense.items()}
-        return {"factors": factors, "dense": dense, "optimizer": self.optimizer.state_dict()}
+        adapters = {name: (a.left, a.right) for name, a in self.adapters.items()}
+        return {
+            "factors": factors,
+            "adapters": adapters,
+            "dense": dense,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -105,6 +126,9 @@ class Scales:
                 for f, (inputs, outputs) in zip(fs, state["factors"][name], strict=True):
                     f.inputs.copy_(inputs)
                     f.outputs.copy_(outputs)
+            for name, made in self.adapters.items():
+                for own, saved in zip((made.left, made.right), state["adapters"][name], strict=True):
+                    own.copy_(saved)
             for name, (_, exact) in self.dense.items():
                 exact.copy_(state["dense"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -112,11 +136,17 @@ class Scales:
 
     def candidates(self) -> list[Iterator[dict[str, Entry]]]:
         """What may be kept of the training: each the entries, as trained first, then likely smaller each time."""
-        return [map(self.healed, RESOLUTIONS)]
+        fineness = adapter.FINENESS if self.adapters else adapter.FINENESS[:1]
+        return [iter(self.healed(steps, fine) for fine in fineness for steps in RESOLUTIONS)]
 
-    def healed(self, resolution: int | None = None) -> dict[str, Entry]:
-        """The entries as trained, scales on the grids that they had or `resolution` steps an octave."""
-        healed = {name: _healed(self.entries[name], fs, resolution) for name, fs in self.factors.items()}
+    def healed(
+        self, resolution: int | None = None, fineness: float = adapter.FINENESS[0]
+    ) -> dict[str, Entry]:
+        """The entries as trained, scales on the grids that they had or `resolution` steps an octave, products in steps
+        of `fineness`."""
+        healed = {
+            name: _healed(self.entries[name], fs, resolution, fineness) for name, fs in self.factors.items()
+        }
         out = {**self.entries, **healed}
         for name, (_, exact) in self.dense.items():
             tensor = self.entries[name].tensor
@@ -128,11 +158,12 @@ class Scales:
 def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    inputs, out = torch.zeros(entry.tensor.shape[1], requires_grad=True), []
+    inputs, out, first = torch.zeros(entry.tensor.shape[1], requires_grad=True), [], 0
     for name, rows in zip(entry.maps, entry.rows, strict=True):
         modules = tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name])
         tokens = any(isinstance(m, nn.Embedding) for m in modules)
-        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens)))
+        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens), first))
+        first += rows
     return out
 
 
@@ -147,6 +178,8 @@ def attached(factors: Iterable[_Factors]) -> Iterator[None]:
             else:
                 hooks.append(module.register_forward_pre_hook(_before(f)))
                 hooks.append(module.register_forward_hook(_behind(f)))
+                if f.adapter is not None:
+                    hooks.append(module.register_forward_hook(_beside(f.adapter, f.first)))
     try:
         yield
     finally:
@@ -178,16 +211,19 @@ def _behind(f: _Factors) -> Any:
     return hook
 
 
-def _healed(entry: Entry, factors: list[_Factors], resolution: int | None) -> Entry:
+def _beside(made: Adapter, first: int) -> Any:
+    return lambda module, args, out: made.added(args[0], out, first)
+
+
+def _healed(entry: Entry, factors: list[_Factors], resolution: int | None, fineness: float) -> Entry:
     lattice = entry.tensor
     assert isinstance(lattice, Lattice)
     row = torch.cat([f.outputs for f in factors]).detach().double().exp().numpy() * lattice.row.values()
-    col = factors[0].inputs.detach().double().exp().numpy() * lattice.col.values()
-    return replace(
-        entry,
-        tensor=replace(
-            lattice,
-            row=LogScale.nearest(row, resolution or lattice.row.resolution),
-            col=LogScale.nearest(col, resolution or lattice.col.resolution),
-        ),
+    inputs = factors[0].inputs.detach().double().exp().numpy()
+    healed = replace(
+        lattice,
+        row=LogScale.nearest(row, resolution or lattice.row.resolution),
+        col=LogScale.nearest(inputs * lattice.col.values(), resolution or lattice.col.resolution),
     )
+    made = factors[0].adapter
+    return replace(entry, tensor=made.stored(healed, inputs, fineness) if made else healed)

@@ -25,10 +25,15 @@ TOKENS, TOKENS_A_MINUTE, MOST_TOKENS = 32768, 6144, 262144
 DEEP_CONTEXTS = 4
 
 
-def healer(original: nn.Module, rounded: nn.Module, entries: Mapping[str, Entry], deep: bool) -> Healer:
-    """A learner of `rounded`, the model that `entries` stand for. deep: its integers too, which have no trellis."""
+def healer(
+    original: nn.Module, rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, rank: int = 0
+) -> Healer:
+    """A learner of `rounded`, the model that `entries` stand for. deep: its integers too, which have no trellis. rank:
+    of the products beside its maps that learn too (methods/adapter.py)."""
     names = [name for name, entry in entries.items() if isinstance(entry.tensor, Lattice)]
-    return (Deep if deep else Scales)(Teacher(original), rounded, entries, names)
+    if deep:
+        return Deep(Teacher(original), rounded, entries, names)
+    return Scales(Teacher(original), rounded, entries, names, rank=rank)
 
 
 def fitting(
