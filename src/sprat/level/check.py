@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def rebuilt(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
     """A copy of `model` with what `entries` stand for in it."""
     out = copy.deepcopy(model)
-    parameters = dict(out.named_parameters(remove_duplicate=False))
+    parameters = out.state_dict(keep_vars=True)  # buffers that the file holds too
     with torch.no_grad():
         for name in entries:
             for parameter, array in expand({name: entries[name]}).items():

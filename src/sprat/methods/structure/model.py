@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sprat.errors import SourceError
 from sprat.methods.structure.anatomy import WIDTHS, Part, attention, feed_forward
+from sprat.source.experts import unfuse
 from sprat.source.maps import decoder_layers, head
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def smaller(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         if hasattr(text, "validate"):
             text.validate()
         with no_init_weights():
-            out = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+            out = unfuse(AutoModelForCausalLM.from_config(config, dtype=model.dtype))
     except Exception as error:  # each family's config has rules of its own, and errors of its own for them
         raise SourceError(
             f"{type(model).__name__} does not allow what would be left: {str(error).strip().splitlines()[-1]}"
