@@ -186,18 +186,21 @@ def _reduce(job: Job, seed: int) -> None:
 def _calibration(
     source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
 ) -> Calibration:
-    widest = max(g.width / g.share for g in groups(source.model))  # an expert sees its share of the tokens
-    tokens = recipe.tokens or calibration_tokens(math.ceil(widest))
+    tokens = recipe.tokens or calibration_tokens(hungriest(groups(source.model)))
     return calibration(source, calibrate, tokens + recipe.held_out * recipe.context, recipe, seed, progress)
 
 
 def calibration_tokens(widest: int) -> int:
-    """How many, for maps whose inputs are at most `widest`: several times that, as H is of that many numbers a side.
-
-    Of an expert, `widest` is its width divided by the share of the tokens that it sees. The bound is the same for all:
-    what the statistics take grows with the tokens, and where an expert saw few of them a warning says so.
-    """
+    """How many, for maps whose inputs are at most `widest`: several times that, as H is of that many numbers a side."""
     return min(max(8 * widest, 16384), 65536)
+
+
+def hungriest(found: Sequence[Group]) -> int:
+    """The width of the widest input; one of an expert counts as wider, as it sees but a share of the tokens.
+
+    The bound on the tokens is the same for all: where an expert then sees few of them a warning says so.
+    """
+    return math.ceil(max(group.width / group.share for group in found))
 
 
 def calibration(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sprat.coding.tensors import Entry, expand
 from sprat.prove.metrics import compare
 from sprat.prove.text import Contexts
+from sprat.source.experts import mixtures, routed_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,18 @@ def held_out_kl(
     base: the model that `entries` are of, where that is not `original` itself.
     """
     return kl_between(original, rebuilt(base or original, entries), ids)
+
+
+def routed_kl(original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor) -> float | None:
+    """As `held_out_kl`, every token routed to the experts that it has in the original; None without experts.
+
+    Which experts a token gets is no smooth function of the weights, and no statistics predict what another choice costs.
+    """
+    if not mixtures(original):
+        return None
+    other = rebuilt(original, entries)
+    with routed_like(original, other):
+        return kl_between(original, other, ids)
 
 
 def kl_between(original: nn.Module, other: nn.Module, ids: Tensor) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ SUPPORTED = (
     "supported are mixtures of gated experts without biases, which the family's checkpoints name one by one (Mixtral, "
     "OLMoE, Qwen2-MoE, Qwen3-MoE, DeepSeek-V3 and the like)"
 )
+#: Of a mixture's forward pass.
+ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
 #: What configs call the number of experts.
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -90,6 +92,29 @@ def all_called(model: nn.Module) -> Iterator[None]:
     finally:
         for mixture in mixtures:
             mixture.all = False
+
+
+@contextmanager
+def routed_like(original: nn.Module, other: nn.Module) -> Iterator[None]:
+    """The mixtures of `other` take the experts, and their weights, that `original` chose in its last pass."""
+    hooks = []
+    for first, second in zip(mixtures(original).values(), mixtures(other).values(), strict=True):
+        routing: dict[str, Tensor] = {}
+
+        def note(_, args: tuple[Any, ...], kwargs: dict[str, Any], to: dict[str, Tensor] = routing) -> None:
+            to.update(dict(zip(ARGUMENTS, args, strict=False)) | kwargs)
+
+        def follow(_, args: tuple[Any, ...], kwargs: dict[str, Any], of: dict[str, Tensor] = routing) -> Any:
+            given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+            return (), {**of, "hidden_states": given["hidden_states"]}
+
+        hooks.append(first.register_forward_pre_hook(note, with_kwargs=True))
+        hooks.append(second.register_forward_pre_hook(follow, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def unfuse(model: PreTrainedModel) -> PreTrainedModel:
