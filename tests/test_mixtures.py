@@ -14,7 +14,7 @@ import sprat
 from families import contexts
 from mixtures import MIXTURES, tiny_mixture
 from sprat.cli.main import main
-from sprat.errors import SpratError
+from sprat.errors import SourceError, SpratError
 from sprat.job import calibration_tokens, hungriest
 from sprat.prove.metrics import compare
 from sprat.prove.text import Contexts
@@ -82,8 +82,8 @@ def test_verbs_know_mixtures(tiny, tmp_path, capsys):
     assert main(["inspect", str(file)]) == 0
     assert "feed-forward" in capsys.readouterr().out
     assert main(["run", str(file), "the cat", "--max-tokens", "4"]) == 0
-    prove = ["prove", str(file), "--against", str(folder), "--text", str(tiny.text), "--tokens", "256", "--context", "64"]
-    assert main(prove) == 0
+    prove = ["prove", str(file), "--against", str(folder), "--text", str(tiny.text), "--generations", "0"]
+    assert main([*prove, "--tokens", "256", "--context", "64"]) == 0
     assert "KL, nats a token" in capsys.readouterr().out
 
 
@@ -101,3 +101,47 @@ def test_sequential_rounding_is_refused(tiny, tmp_path):
     with pytest.raises(SpratError, match="mixtures of experts.*sequential = false"):
         sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=quick(sequential=True))
     assert not (tmp_path / "x.sprat").exists()
+
+
+def test_fewer_experts_are_an_ordinary_smaller_model(tiny, tmp_path, capsys):
+    folder, original = saved("mixtral", tiny, tmp_path)
+    for layer in original.model.layers:  # one that says nothing
+        layer.mlp.experts.down_proj.data[1] *= 1e-3
+    original.save_pretrained(folder)
+    file = tmp_path / "x.sprat"
+    words = ["fit", str(folder), "--budget", "60%", "-o", str(file), "--experts", "3"]
+    for setting in ("context=32", "tokens=1024", "heal=0"):
+        words += ["--set", setting]
+    assert main(words) == 0
+    artifact = sprat.open(file)
+    assert artifact.config["num_local_experts"] == 3
+    assert artifact.provenance["structure"]["experts"] == {"of": 4, "kept": 3}
+    assert main(["inspect", str(file)]) == 0
+    assert "kept: 3 of 4 experts a layer" in capsys.readouterr().out
+    rebuilt = to_torch(artifact)
+    for layer in range(2):
+        own = rebuilt.get_parameter(f"model.layers.{layer}.mlp.experts.1.w1.weight")
+        assert torch.corrcoef(torch.stack([own.flatten(), _gate(original, layer, 2).flatten()]))[0, 1] > 0.99
+    export(artifact, "hf", tmp_path / "hf", dtype="float32")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    ids = contexts(2, 17)
+    with torch.no_grad():
+        assert torch.allclose(read(input_ids=ids).logits, rebuilt(input_ids=ids).logits, atol=2e-5)
+
+
+def _gate(model, layer: int, expert: int) -> torch.Tensor:
+    return model.model.layers[layer].mlp.experts.gate_up_proj[expert].detach().chunk(2)[0]
+
+
+def test_layers_beside_others_without_experts_stay(tiny, tmp_path):
+    folder, _ = saved("qwen2, shared", tiny, tmp_path)
+    with pytest.raises(SourceError, match=r"1 of its 2 layers have experts.*`remove_layers` at 0"):
+        sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=quick(remove_layers=1))
+
+
+def test_a_layer_with_experts_can_be_removed(tiny, tmp_path):
+    folder, _ = saved("qwen3", tiny, tmp_path)
+    file = tmp_path / "x.sprat"
+    result = sprat.fit(folder, "40%", file, recipe=quick(remove_layers=1, kv_heads=1, experts=4))
+    model = to_torch(sprat.open(file))
+    assert len(model.model.layers) == 1 and model.config.num_experts == 4 and result.measured_kl > 0.01

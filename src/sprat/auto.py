@@ -14,6 +14,7 @@ from sprat.level import planner, predict, search
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
 from sprat.recipe import Recipe
+from sprat.source.experts import mixtures
 from sprat.source.load import Source
 from sprat.source.maps import decoder_layers
 
@@ -29,7 +30,8 @@ def best(
 ) -> tuple[Trial, list[Considered]]:
     """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded."""
     first = begin(planner.candidates(recipe, 1)[0].recipe)
-    plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]))
+    experts = max((len(mixture) for mixture in mixtures(first.source.model).values()), default=0)
+    plain, *others = planner.candidates(recipe, len(decoder_layers(first.source.model)[1]), experts)
     seconds = first.seconds
 
     def attempt(candidate: Candidate) -> Tried[Trial]:
