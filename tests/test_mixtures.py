@@ -17,6 +17,7 @@ from sprat.cli.main import main
 from sprat.errors import SourceError, SpratError
 from sprat.job import calibration_tokens, hungriest
 from sprat.prove.metrics import compare
+from sprat.prove.proof import prove
 from sprat.prove.text import Contexts
 from sprat.recipe import Recipe
 from sprat.run.engine import open_engine, why
@@ -82,9 +83,8 @@ def test_verbs_know_mixtures(tiny, tmp_path, capsys):
     assert main(["inspect", str(file)]) == 0
     assert "feed-forward" in capsys.readouterr().out
     assert main(["run", str(file), "the cat", "--max-tokens", "4"]) == 0
-    prove = ["prove", str(file), "--against", str(folder), "--text", str(tiny.text), "--generations", "0"]
-    assert main([*prove, "--tokens", "256", "--context", "64"]) == 0
-    assert "KL, nats a token" in capsys.readouterr().out
+    proof = prove(file, folder, tiny.text, tokens=256, context=64)
+    assert proof.metrics.kl is not None and 0 < proof.metrics.kl.value < 0.1
 
 
 @pytest.mark.parametrize(("width", "tokens"), [(1024, 16384), (2048, 24576), (8192, 65536)])
