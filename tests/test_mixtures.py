@@ -55,11 +55,14 @@ def test_fit_open_export_and_compare(family, tiny, tmp_path):
     assert stored == unfuse(tiny_mixture(family)).state_dict().keys()
     rebuilt = to_torch(artifact)
     kl = compare(original, rebuilt, Contexts(contexts(8, 32).numpy(), np.ones(8), 1)).kl
-    # Measured: 3e-6 to 0.004 (a token that is routed anew costs more than all rounding); one expert for another: above 0.1.
-    assert np.isfinite(kl).all() and 0 < kl.mean() < 0.02
+    # Measured: 0.0005 to 0.018, nearly all of it tokens that are routed anew; two experts exchanged: 0.13 to 0.53.
+    assert np.isfinite(kl).all() and 0 < kl.mean() < 0.05
 
     export(file, "hf", tmp_path / "hf", dtype="float32")
-    assert load_file(tmp_path / "hf" / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "hf" / "model.safetensors").keys()
+        == load_file(folder / "model.safetensors").keys()
+    )
     read, info = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     ids = contexts(2, 17)
@@ -78,8 +81,14 @@ def test_fit_open_export_and_compare(family, tiny, tmp_path):
 def test_verbs_know_mixtures(tiny, tmp_path, capsys):
     folder, _ = saved("mixtral", tiny, tmp_path)
     file, words = tmp_path / "x.sprat", ["--set", "context=32", "--set", "tokens=32", "--set", "heal=0"]
-    assert main(["fit", str(folder), "--budget", "60%", "-o", str(file), "--calibrate", str(tiny.text), *words]) == 0
-    assert "8 of 8 experts saw fewer calibration tokens than 2 for each of their inputs" in capsys.readouterr().err
+    assert (
+        main(["fit", str(folder), "--budget", "60%", "-o", str(file), "--calibrate", str(tiny.text), *words])
+        == 0
+    )
+    assert (
+        "8 of 8 experts saw fewer calibration tokens than 2 for each of their inputs"
+        in capsys.readouterr().err
+    )
     assert main(["inspect", str(file)]) == 0
     assert "feed-forward" in capsys.readouterr().out
     assert main(["run", str(file), "the cat", "--max-tokens", "4"]) == 0
@@ -98,7 +107,7 @@ def test_an_expert_gets_as_many_calibration_tokens_as_its_share_asks_for(width, 
 
 def test_sequential_rounding_is_refused(tiny, tmp_path):
     folder, _ = saved("mixtral", tiny, tmp_path)
-    with pytest.raises(SpratError, match="mixtures of experts.*sequential = false"):
+    with pytest.raises(SpratError, match=r"mixtures of experts.*sequential = false"):
         sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=quick(sequential=True))
     assert not (tmp_path / "x.sprat").exists()
 

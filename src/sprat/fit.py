@@ -260,14 +260,14 @@ def _settled(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
 
 
 def _rerouted(job: Job, fitted: search.Fitted, predicted: float, measured: float) -> bool:
-    """Whether it is other choices of experts that make the rounded model worse than predicted; a warning then says so."""
+    """Whether other choices of experts make the rounded model worse than predicted; a warning then says so."""
     with job.stage("check"):
         alike = routed_kl(job.source.model, fitted.rounded.entries, job.held_out)
     if alike is None or alike > TRUST * predicted + NOISE:
         return False
     job.warnings.append(
-        f"of the held-out KL {measured:.3f} that rounding costs, {measured - alike:.3f} is the price of tokens that are "
-        "routed to other experts than in the original, which the statistics cannot foresee"
+        f"of the held-out KL {measured:.3f} that rounding costs, {measured - alike:.3f} is the price of tokens that "
+        "are routed to other experts than in the original, which the statistics cannot foresee"
     )
     return True
 

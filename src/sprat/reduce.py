@@ -1,7 +1,7 @@
 """Structural pruning on one page: the original into a smaller ordinary model, before anything is rounded.
 
-vocabulary → layers → neurons, key-value groups and experts → least squares, all from calibration text and the original's own
-statistics. What was chosen is kept in the cache: a second budget starts at once.
+vocabulary → layers → neurons, key-value groups and experts → least squares, all from calibration text and the
+original's own statistics. What was chosen is kept in the cache: a second budget starts at once.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def refuse(source: Source, recipe: Recipe) -> None:
         )
     if recipe.remove_layers and len(mixtures(model)) not in (0, layers):
         raise SourceError(
-            f"{type(model).__name__}: {len(mixtures(model))} of its {layers} layers have experts, which its config tells "
-            "by their numbers: keep the recipe's `remove_layers` at 0"
+            f"{type(model).__name__}: {len(mixtures(model))} of its {layers} layers have experts, which its config "
+            "tells by their numbers: keep the recipe's `remove_layers` at 0"
         )
     if recipe.experts:
         experts.refuse(model, recipe.experts, source.name)

@@ -128,7 +128,11 @@ def test_flops_are_those_of_the_products_that_a_pass_makes(name):
 
 def test_one_token_uses_the_experts_that_are_chosen_for_it():
     """As the models' makers count: 12.9 of 46.7, 1.3 of 6.9 and 3.3 of 30.5 billion."""
-    for name, active, total in (("Mixtral 8x7B", 12.9, 46.7), ("OLMoE", 1.3, 6.9), ("Qwen3 30B-A3B", 3.3, 30.5)):
+    for name, active, total in (
+        ("Mixtral 8x7B", 12.9, 46.7),
+        ("OLMoE", 1.3, 6.9),
+        ("Qwen3 30B-A3B", 3.3, 30.5),
+    ):
         shape = from_config(CONFIGS[name].to_dict())
         assert (shape.active / 1e9, shape.parameters / 1e9) == pytest.approx((active, total), abs=0.06), name
         lookup = 0 if shape.tied else shape.vocabulary * shape.width

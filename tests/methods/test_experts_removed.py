@@ -1,4 +1,4 @@
-"""Experts removed from a mixture: which, and that what is left is the original with a router that cannot choose them."""
+"""Experts removed from a mixture: which, and that the rest is the original with a router that cannot choose them."""
 
 from __future__ import annotations
 
@@ -9,44 +9,34 @@ from torch.nn.functional import softmax
 from families import contexts, tiny_model
 from mixtures import tiny_mixture
 from sprat.errors import RecipeError, SourceError
-from sprat.methods.structure.experts import kept_experts, layers_with_experts, refuse, silence
+from sprat.methods.structure.experts import importance, kept_experts, layers_with_experts, refuse
 from sprat.methods.structure.model import Kept, smaller
 from sprat.sense.statistics import GroupStatistics
 from sprat.source.experts import mixtures, unfuse
 from sprat.source.maps import groups
 
 
-def statistics(g: torch.Tensor, h: torch.Tensor, fisher: torch.Tensor) -> GroupStatistics:
-    return GroupStatistics(h, g, fisher, torch.zeros(0, len(h)), 10)
+def statistics(tokens: int, h: torch.Tensor) -> GroupStatistics:
+    return GroupStatistics(h, torch.ones(1), torch.zeros(0, 0), torch.zeros(0, len(h)), tokens)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_silence_is_the_sum_that_it_says(whole):
-    w, a, b = torch.randn(4, 3), torch.randn(20, 3), torch.randn(20, 4)
-    h, fisher = a.T @ a / 20, b.T @ b / 20
-    if not whole:
-        fisher = fisher.diagonal().diag()
-    expected = sum(
-        fisher[i, k] * w[i, j] * h[j, n] * w[k, n] / 2
-        for i in range(4)
-        for k in range(4)
-        for j in range(3)
-        for n in range(3)
-    )
-    found = silence(w, statistics(fisher.diagonal(), h, fisher if whole else torch.zeros(0, 0)))
-    assert found == pytest.approx(float(expected), rel=1e-4)
+def test_importance_is_the_size_of_what_all_its_tokens_get():
+    w, a = torch.randn(4, 3), torch.randn(20, 3)
+    squares = sum(float((w @ x).square().sum()) for x in a)
+    expected = 20 * (squares / 20) ** 0.5  # tokens times the root of the mean square of what each gets
+    assert importance(w, statistics(20, a.T @ a / 20)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_cheapest_experts_go():
+def test_the_least_important_experts_go():
     model = unfuse(tiny_mixture("olmoe"))
     found = [g for g in groups(model) if g.layer == 1]
     with torch.no_grad():
         for index, size in enumerate((1.0, 0.01, 2.0, 1.0, 0.02, 3.0)):
-            model.get_parameter(f"model.layers.1.mlp.experts.{index}.down_proj.weight").copy_(size * torch.ones(32, 24))
-    own = {g.name: statistics(torch.ones(32), torch.eye(24), torch.zeros(0, 0)) for g in found if g.mixture}
+            model.get_parameter(f"model.layers.1.mlp.experts.{index}.down_proj.weight").fill_(size)
+    own = {g.name: statistics(100, torch.eye(24)) for g in found if g.mixture}
     own["model.layers.1.mlp.experts.5.down_proj.weight"] = statistics(
-        1e-9 * torch.ones(32), torch.eye(24), torch.zeros(0, 0)
-    )  # large, and hardly ever chosen
+        1, torch.eye(24)
+    )  # large, hardly ever chosen
     assert kept_experts(found, own, 3).tolist() == [0, 2, 3]
 
 
@@ -76,7 +66,9 @@ def test_what_is_left_is_the_original_with_a_router_that_cannot_choose_the_other
 
 
 def test_what_no_expert_can_be_removed_from_is_refused():
-    with pytest.raises(SourceError, match=r"LlamaForCausalLM: it has no experts: keep the recipe's `experts` at 0"):
+    with pytest.raises(
+        SourceError, match=r"LlamaForCausalLM: it has no experts: keep the recipe's `experts` at 0"
+    ):
         refuse(tiny_model("llama"), 2, "tiny")
     with pytest.raises(SourceError, match="among 2 groups of experts first"):
         refuse(unfuse(tiny_mixture("deepseek, groups")), 2, "tiny")

@@ -1,4 +1,4 @@
-"""An expert's moments against its formulas on the tokens that it serves, and the damage that they predict against KL."""
+"""An expert's moments against its formulas on the tokens that it serves; the damage that they predict against KL."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def measured(model, ids: Tensor, root: Path, held_out: int = HELD_OUT) -> tuple[
     return cache, torch.cat(labels)
 
 
-def by_hand(model, block: str, ids: Tensor, label: Tensor) -> dict[int, dict[str, tuple[Tensor, Tensor, Tensor]]]:
+def by_hand(
+    model, block: str, ids: Tensor, label: Tensor
+) -> dict[int, dict[str, tuple[Tensor, Tensor, Tensor]]]:
     """For each expert of `block`: (H summed, G summed, own tokens) of "up" and "down", from the fused block's own
     input and output gradient, one token after the other."""
     module = model.get_submodule(block)
@@ -61,7 +63,9 @@ def by_hand(model, block: str, ids: Tensor, label: Tensor) -> dict[int, dict[str
         for t in range(len(x)):
             for w, e in zip(weights[t], chosen[t], strict=True):
                 if e == index:
-                    a = torch.cat([m.weight.detach() @ x[t] for m in list(expert.children())[:2]]).requires_grad_()
+                    a = torch.cat(
+                        [m.weight.detach() @ x[t] for m in list(expert.children())[:2]]
+                    ).requires_grad_()
                     gate, value = a.chunk(2)
                     inner = torch.nn.functional.silu(gate) * value
                     last = w * gradient[t]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 
 import pytest
 import torch
@@ -87,13 +86,17 @@ def test_groups_of_experts(family):
     for name, mixture in mixtures(model).items():
         assert isinstance(mixture, Experts) and mixture.chosen == 2
         own = [g for g in found if g.mixture == name]
-        assert [(len(g.maps), g.share) for g in own] == [(2, 2 / len(mixture)), (1, 2 / len(mixture))] * len(mixture)
+        assert [(len(g.maps), g.share) for g in own] == [(2, 2 / len(mixture)), (1, 2 / len(mixture))] * len(
+            mixture
+        )
         for index in range(len(mixture)):
             names = [m.name for g in own[2 * index : 2 * index + 2] for m in g.maps]
             assert all(n.startswith(f"{name}.{index}.") for n in names)
-            assert [m.shape for g in own[2 * index : 2 * index + 2] for m in g.maps] == [(24, 32)] * 2 + [(32, 24)]
+            assert [m.shape for g in own[2 * index : 2 * index + 2] for m in g.maps] == [(24, 32)] * 2 + [
+                (32, 24)
+            ]
         chooses = router(model, name)
-        assert {re.search(r"\.(gate|router)\.weight$", n) is not None for n, t in chooses.items() if t.ndim == 2} == {True}
+        assert [n.split(".")[-2] in ("gate", "router") for n, t in chooses.items() if t.ndim == 2] == [True]
         assert all(len(t) == len(mixture) for t in chooses.values())
         assert not chooses.keys() & {m.name for m in linear_maps(model)}
     assert all(g.share == 1 for g in groups(model) if not g.mixture)

@@ -169,8 +169,8 @@ def from_numbers(
 @dataclass(frozen=True)
 class _Family:
     """How a model_type differs from Llama. sliding: every `sliding`-th layer sees all where a window is given and
-    layer_types is not (0: none does, -1: windows are not used); wide_norm: queries and keys are normed as wholes, not by
-    heads; experts: it is a mixture, whose `ffn` is the config's field of that name."""
+    layer_types is not (0: none does, -1: windows are not used); wide_norm: queries and keys are normed as wholes, not
+    by heads; experts: it is a mixture, whose `ffn` is the config's field of that name."""
 
     gated: bool = True
     tied: bool = False

@@ -45,7 +45,7 @@ def held_out_kl(
 def routed_kl(original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor) -> float | None:
     """As `held_out_kl`, every token routed to the experts that it has in the original; None without experts.
 
-    Which experts a token gets is no smooth function of the weights, and no statistics predict what another choice costs.
+    Which experts a token gets is no smooth function of the weights: no statistics predict what another choice costs.
     """
     if not mixtures(original):
         return None

@@ -54,7 +54,8 @@ class Considered:
 def candidates(recipe: Recipe, layers: int, experts: int = 0) -> list[Candidate]:
     """What `recipe`, whose method is AUTO, leaves open; the water level alone stands first.
 
-    layers: of the model; experts: that each of them has. Settings that the recipe makes itself (layers to remove, zeros to force) are in all of them.
+    layers: of the model; experts: that each of them has. Settings that the recipe makes itself (layers to remove,
+    zeros to force) are in all of them.
     """
     plain = replace(recipe, method="waterlevel")
     found = [Candidate("water level", plain)]

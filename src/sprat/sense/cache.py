@@ -77,7 +77,11 @@ class Cache:
     def numbers(self, name: str, field: str) -> dict[str, int]:
         """The integer `field` of each of the records that `put` stored, none of their tensors read."""
         with safe_open(self._path(name), framework="pt") as file:
-            found = {full.split("|")[0]: value for full, value in (file.metadata() or {}).items() if full.endswith(f"|{field}")}
+            found = {
+                full.split("|")[0]: value
+                for full, value in (file.metadata() or {}).items()
+                if full.endswith(f"|{field}")
+            }
         return {key: int(value) for key, value in found.items()}
 
     def _path(self, name: str) -> Path:

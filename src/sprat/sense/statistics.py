@@ -44,8 +44,8 @@ PROBES = 256
 #: Of groups with more than so many outputs an input only the diagonal of G is kept: that of a gated feed-forward's two
 #: maps, four or five times as wide as the model, costs as much as all other moments and says the least.
 WIDE = 2
-#: Share of an expert's sums that is the average one's of its layer. (On a small trained mixture at 3 bits a weight it costs 3 % of
-#: the KL to have it, 5 % would cost 14 %.)
+#: Share of an expert's sums that is the average one's of its layer. (On a small trained mixture at 3 bits a weight,
+#: routed as the original, it costs 3 % of the KL to have it; 5 % would cost 14 %.)
 LENT = 0.01
 #: Block rows of a symmetric product: with 4, ten of sixteen blocks are computed.
 GRAM_BLOCKS = 4

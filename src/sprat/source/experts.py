@@ -133,7 +133,9 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
             )
         up, down = module.gate_up_proj.detach(), module.down_proj.detach()
         width = down.shape[2]
-        experts = [Expert(names, (u[:width], u[width:], d), module.act_fn) for u, d in zip(up, down, strict=True)]
+        experts = [
+            Expert(names, (u[:width], u[width:], d), module.act_fn) for u, d in zip(up, down, strict=True)
+        ]
         parent, _, own = name.rpartition(".")
         chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", len(experts))
         setattr(model.get_submodule(parent), own, Experts(experts, chosen).train(module.training))

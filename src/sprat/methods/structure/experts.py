@@ -1,17 +1,18 @@
-"""Which experts of a mixture can go: those whose silence would cost the least.
+"""Which experts of a mixture can go: those that add the least, over all of the calibration text.
 
-An expert adds w · W a to the stream of the tokens that it serves, W its last map, a that map's input, w the router's
-weight. Without it that sum is gone, which is ΔW = -W: a KL of
-    ½ tr(G W H Wᵀ)     nats per token of all text, H over its own tokens, G over all (sense/statistics.py),
-so how often it is chosen, with what weight and how large an output, in the one measure of what outputs matter. What the
-formula leaves out: its tokens go to the next expert by the router's choice, whose weights are made to sum to one again.
-Sources: the second-order loss of a removal is optimal brain damage (LeCun et al., 1989); dropping whole experts after
-training: Lu et al. (arXiv 2402.14800), by a layer's output error over all choices of experts; by the router's weight
-times the output's norm: REAP (2510.13999).
+An expert adds W a to the stream of the n tokens that it serves, times the router's weight; W is its last map, a that
+map's input. Its importance is the mass that is routed to it times the size of what it says there,
+    n √(tr(W H Wᵀ)),     H = E[a aᵀ] over its own tokens (sense/statistics.py),
+and the least important ones of each layer go. What they served goes to the next ones by the router's choice.
+Sources: dropping whole experts after training, Lu et al. (arXiv 2402.14800), by a layer's output error over all choices
+of experts, of which there are too many here; output norm times the router's weight, REAP (2510.13999). The Fisher's own
+measure of an expert's silence, ½ tr(G W H Wᵀ), chose far worse on a small trained mixture (docs/structure.md): what is
+removed is no small change, and the others take over.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -51,18 +52,18 @@ def refuse(model: PreTrainedModel, keep: int, name: str) -> None:
 def kept_experts(found: list[Group], statistics: Mapping[str, GroupStatistics], keep: int) -> Tensor:
     """The `keep` experts of one layer that stay: int64, ascending. found: the layer's groups."""
     last = [g for g in found if g.mixture and len(g.maps) == 1]
-    cost = torch.tensor([silence(g.maps[0].weight().float(), statistics[g.name]) for g in last])
-    return cost.argsort(descending=True, stable=True)[:keep].sort().values
+    important = torch.tensor([importance(g.maps[0].weight().float(), statistics[g.name]) for g in last])
+    return important.argsort(descending=True, stable=True)[:keep].sort().values
 
 
-def silence(w: Tensor, s: GroupStatistics) -> float:
-    """½ tr(G W H Wᵀ) of w: (m, n), nats per token."""
-    out = w @ s.h
-    weighed = s.fisher @ w if len(s.fisher) else s.g[:, None] * w
-    return float((weighed * out).sum()) / 2
+def importance(w: Tensor, s: GroupStatistics) -> float:
+    """n √(tr(W H Wᵀ)) of w: (m, n)."""
+    return s.tokens * math.sqrt(max(float(((w @ s.h) * w).sum()), 0.0))
 
 
-def cut_experts(state: dict[str, Tensor], model: PreTrainedModel, kept: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def cut_experts(
+    state: dict[str, Tensor], model: PreTrainedModel, kept: Mapping[int, Tensor]
+) -> dict[str, Tensor]:
     """`state` with only the experts `kept` of each layer, numbered anew, and the router's rows for them."""
     out = dict(state)
     for layer, mixture in layers_with_experts(model).items():

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays. layers: indices, ascending; neurons, groups, experts: by layer of the original, as many in each; empty:
-    all; tokens: (V',) ids of the embedding's rows, None for all."""
+    """What stays. layers: indices, ascending; neurons, groups, experts: by layer of the original, as many in each;
+    empty: all; tokens: (V',) ids of the embedding's rows, None for all."""
 
     layers: Sequence[int]
     neurons: Mapping[int, Tensor] = field(default_factory=dict)
