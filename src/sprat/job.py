@@ -258,6 +258,6 @@ def rare_experts(found: list[Group], cache: Cache) -> list[str]:
     rarest = min(short, key=lambda expert: tokens[expert] / wanted[expert])
     return [
         f"{len(short):,} of {len(tokens):,} experts saw fewer calibration tokens than {ENOUGH} for each of their "
-        f"inputs; the rarest ({rarest}) saw {tokens[rarest]:,} for a width of {wanted[rarest] // ENOUGH:,}: what they do "
-        "on other text is hardly known; more text (or the recipe's `tokens`) lowers the KL"
+        f"inputs; the rarest ({rarest}) saw {tokens[rarest]:,} for a width of {wanted[rarest] // ENOUGH:,}: what they "
+        "do on other text is hardly known; more text (or the recipe's `tokens`) lowers the KL"
     ]

@@ -42,7 +42,7 @@ class Expert(nn.Module):
         self.names = tuple(names)
         for name, weight in zip(names, weights, strict=True):
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            linear.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
+            linear.weight = nn.Parameter(weight)
             self.add_module(name, linear)
         self.activation = activation
 
@@ -122,22 +122,20 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
 
     The parameters are views of the fused tensors. SourceError for a mixture whose experts are of another kind.
     """
-    fused = [(name, module) for name, module in model.named_modules() if hasattr(module, "gate_up_proj")]
+    fused: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if _fused(m)]
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
     for name, module in fused:
-        if not isinstance(module.gate_up_proj, nn.Parameter) or module.gate_up_proj.ndim != 3:
-            continue
         names = _names(model)
         if names is None or not _plain(module):
             raise SourceError(
                 f"{type(model).__name__}: the experts of {name} are not of a supported kind; {SUPPORTED}"
             )
         up, down = module.gate_up_proj.detach(), module.down_proj.detach()
-        width = down.shape[2]
+        inner = down.shape[2]
         experts = [
-            Expert(names, (u[:width], u[width:], d), module.act_fn) for u, d in zip(up, down, strict=True)
+            Expert(names, (u[:inner], u[inner:], d), module.act_fn) for u, d in zip(up, down, strict=True)
         ]
         parent, _, own = name.rpartition(".")
-        chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", len(experts))
         setattr(model.get_submodule(parent), own, Experts(experts, chosen).train(module.training))
     return model
 
@@ -149,12 +147,12 @@ def mixtures(model: nn.Module) -> dict[str, Experts]:
 
 def router(model: nn.Module, mixture: str) -> dict[str, Tensor]:
     """What chooses the experts of `mixture`: every parameter and buffer beside it with a row or a number for each."""
-    parent = model.get_submodule(mixture.rpartition(".")[0])
-    count, stem = len(model.get_submodule(mixture)), mixture.rpartition(".")[0]  # type: ignore[arg-type]
+    stem, count = mixture.rpartition(".")[0], len(mixtures(model)[mixture])
+    own = re.compile(r"(gate|router)\.|[^.]*$")  # the block's own, or of its router, not of a shared expert
     return {
         f"{stem}.{name}": tensor
-        for name, tensor in parent.state_dict(keep_vars=True).items()
-        if re.match(r"(gate|router)\.|[^.]*$", name) and tensor.ndim and len(tensor) == count
+        for name, tensor in model.get_submodule(stem).state_dict(keep_vars=True).items()
+        if own.match(name) and tensor.ndim and len(tensor) == count
     }
 
 
@@ -174,14 +172,17 @@ def hub_names(kind: str) -> Callable[[str], str]:
     return renamed
 
 
-def _plain(module: nn.Module) -> bool:
+def _fused(module: nn.Module) -> bool:
+    weight = getattr(module, "gate_up_proj", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 3
+
+
+def _plain(module: Any) -> bool:
     """Whether the fused module holds what `Experts` computes, by what transformers' decorator says of its layout."""
-    up, down = module.gate_up_proj, module.down_proj
-    assert isinstance(up, Tensor) and isinstance(down, Tensor)
-    count, width, inner = down.shape
+    count, width, inner = module.down_proj.shape
     gate = getattr(type(module), "_apply_gate", None)
     return (
-        tuple(up.shape) == (count, 2 * inner, width)
+        tuple(module.gate_up_proj.shape) == (count, 2 * inner, width)
         and {name for name, _ in module.named_parameters()} == {"gate_up_proj", "down_proj"}
         and getattr(gate, "__module__", "").startswith("transformers.integrations")  # else the family's own
         and getattr(module, "has_gate", True)
