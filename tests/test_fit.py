@@ -28,8 +28,8 @@ from sprat.sense.cache import Cache
 from sprat.sense.statistics import GroupStatistics
 from sprat.sense.walk import Walk
 
-RECIPE = Recipe(context=64, tokens=2048)
-SETTINGS = ("--set", "context=64", "--set", "tokens=2048")
+RECIPE = Recipe(context=64, tokens=2112)
+SETTINGS = ("--set", "context=64", "--set", "tokens=2112")
 fitting = importlib.import_module("sprat.fit")  # `sprat.fit` is the function
 
 

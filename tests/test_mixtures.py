@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -71,6 +72,10 @@ def test_fit_open_export_and_compare(family, tiny, tmp_path):
 
     engine = open_engine(artifact)
     assert engine.name == "torch" and "native engine does not serve" in why(engine)
+    idle = sum(p.numel() for name, p in rebuilt.named_parameters() if ".experts." in name)
+    idle -= sum(p.numel() for name, p in rebuilt.named_parameters() if re.search(r"experts\.[01]\.", name))
+    read_once = sum(p.numel() for p in rebuilt.parameters()) - idle - 320 * 32  # 2 experts, no embedding
+    assert getattr(engine, "bytes_per_token", 0) == 4 * read_once
     row = ids[0].tolist()
     assert np.allclose(engine.all_logits(row), rebuilt(input_ids=ids[:1]).logits[0].detach(), atol=2e-5)
     session = engine.session()

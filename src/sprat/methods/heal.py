@@ -53,7 +53,8 @@ class Scales:
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         self.teacher, self.rounded, self.entries = teacher, rounded, entries
-        self.factors = {name: _factors(entries[name], rounded) for name in names}
+        users = _users(rounded)
+        self.factors = {name: _factors(entries[name], users) for name in names}
         parameters = dict(rounded.named_parameters())
         self.dense: dict[str, tuple[nn.Parameter, Tensor]] = {}
         for name, entry in entries.items():
@@ -125,14 +126,20 @@ class Scales:
         return out
 
 
-def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
+def _users(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules whose weight a parameter is, by its name."""
+    of: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        of.setdefault(id(getattr(module, "weight", None)), []).append(module)
+    return {n: tuple(of.get(id(p), ())) for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _factors(entry: Entry, users: Mapping[str, tuple[nn.Module, ...]]) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     inputs, out = torch.zeros(entry.tensor.shape[1], requires_grad=True), []
     for name, rows in zip(entry.maps, entry.rows, strict=True):
-        modules = tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name])
-        tokens = any(isinstance(m, nn.Embedding) for m in modules)
-        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens)))
+        tokens = any(isinstance(m, nn.Embedding) for m in users[name])
+        out.append(_Factors(users[name], inputs, torch.zeros(rows, requires_grad=not tokens)))
     return out
 
 
