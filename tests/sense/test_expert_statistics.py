@@ -146,14 +146,14 @@ def test_an_expert_that_no_token_reaches_is_like_the_others_and_named(tmp_path):
         model.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias")[2] = -100.0
     cache, _ = measured(model, ids, tmp_path)
     found = cache.get("layer/1", GroupStatistics)
-    for number, name in ((0, "gate_proj"), (1, "down_proj")):
-        own = [found[g.name] for g in groups(model) if g.mixture][number::2]
-        s, others = own[2], [own[e] for e in (0, 1, 3)]
-        assert s.tokens == 0 and s.probes.numel() == 0, name
-        scale = torch.tensor([float(o.g.sum()) for o in others])
-        assert 0.2 * LENT * scale.min() < s.g.sum() < 1.5 * LENT * scale.max()
+    for name in ("gate_proj", "down_proj"):
+        s, *others = [found[f"model.layers.1.mlp.experts.{e}.{name}.weight"] for e in (2, 0, 1)]
+        assert s.tokens == 0 and s.probes.numel() == 0 and min(o.tokens for o in others) > 10
+        # The mean of all four, of which the router's groups leave these two; the others' own are diluted by LENT.
+        mean = sum(o.g.sum() for o in others) / 4
+        assert float(s.g.sum()) == pytest.approx(float(LENT * mean), rel=0.02)
         traces = [float(o.h.trace()) for o in others]
-        assert 0.9 * min(traces) < s.h.trace() < 1.1 * max(traces)
+        assert 0.999 * min(traces) < s.h.trace() < 1.001 * max(traces)
     (said,) = rare_experts(groups(model), cache)
     assert "of 4 experts" in said and "model.layers.1.mlp.experts.2) saw 0 for a width of 32" in said
 

@@ -159,7 +159,7 @@ class _Moments:
         keep = torch.linspace(0, max(len(probes) - 1, 0), min(PROBES, len(probes))).long()
         assert not self.gradients, "a map of the group was not used by the layer"
         uses = self.uses / self.tokens
-        h, g, fisher = self.h / max(self.served + self.lent, 1.0), self.g * uses, self.fisher * uses
+        h, g, fisher = self.h / ((self.served + self.lent) or 1.0), self.g * uses, self.fisher * uses
         return GroupStatistics(h, g, fisher, probes[keep].clone(), self.served)
 
 
