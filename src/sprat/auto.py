@@ -16,6 +16,7 @@ from sprat.level import planner, predict, search
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
 from sprat.recipe import Recipe
+from sprat.source.experts import mixtures
 from sprat.source.load import Source
 from sprat.source.maps import decoder_layers
 
@@ -33,7 +34,8 @@ def best(
     healed, since healing takes more off one candidate than off another."""
     first = begin(planner.candidates(recipe, 1)[0].recipe)
     layers = len(decoder_layers(first.source.model)[1])
-    plain, *others = planner.candidates(recipe, layers)
+    experts = max((len(mixture) for mixture in mixtures(first.source.model).values()), default=0)
+    plain, *others = planner.candidates(recipe, layers, experts)
     seconds = first.seconds
 
     @cache
@@ -67,7 +69,8 @@ def best(
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
         trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
         healing = base.kl / max(base.result.unhealed, 1e-9)
-        if structure.wanted(candidate.recipe) and not structure.wanted(plain.recipe):
+        cut = structure.wanted(candidate.recipe) and not structure.wanted(plain.recipe)
+        if cut and candidate.recipe.experts == plain.recipe.experts:
             lost, share = removal(candidate.recipe)
             return healing * (lost + trust * _level_kl(base.result, share))
         job = _counted(begin(candidate.recipe), seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,18 @@ from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.statistics import VERSION as STATISTICS
-from sprat.sense.statistics import measure
+from sprat.sense.statistics import layer_groups, measure
 from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
-from sprat.source.maps import groups
+from sprat.source.maps import Group, groups
 from sprat.source.text import Calibration, calibration_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+#: Calibration tokens for each of a map's inputs, below which a warning says that they are few.
+ENOUGH = 2
 
 
 @dataclass(frozen=True)
@@ -181,14 +186,21 @@ def _reduce(job: Job, seed: int) -> None:
 def _calibration(
     source: Source, calibrate: list[str], recipe: Recipe, seed: int, progress: Progress
 ) -> Calibration:
-    widest = max(g.width for g in groups(source.model))
-    tokens = recipe.tokens or calibration_tokens(widest)
+    tokens = recipe.tokens or calibration_tokens(hungriest(groups(source.model)))
     return calibration(source, calibrate, tokens + recipe.held_out * recipe.context, recipe, seed, progress)
 
 
 def calibration_tokens(widest: int) -> int:
     """How many, for maps whose inputs are at most `widest`: several times that, as H is of that many numbers a side."""
     return min(max(8 * widest, 16384), 65536)
+
+
+def hungriest(found: Sequence[Group]) -> int:
+    """The width of the widest input; one of an expert counts as wider, as it sees but a share of the tokens.
+
+    The bound on the tokens is the same for all: where an expert then sees few of them a warning says so.
+    """
+    return math.ceil(max(group.width / group.share for group in found))
 
 
 def calibration(
@@ -214,7 +226,7 @@ def sense(job: Job, seed: int) -> None:
     widest = max(g.width for g in groups(job.source.model))
     ids = torch.as_tensor(job.calibration.ids)
     learning = ids.numel() - job.held_out.numel()
-    if learning < 2 * widest:
+    if learning < ENOUGH * widest:
         job.warnings.append(
             f"{learning:,} calibration tokens for inputs up to {widest:,} wide: several times the width is needed for "
             "statistics that can be trusted; more text (or the recipe's `tokens`) lowers the KL"
@@ -228,3 +240,24 @@ def sense(job: Job, seed: int) -> None:
             seed=seed,
             progress=job.progress,
         )
+    job.warnings += rare_experts(groups(job.source.model), job.targets.cache)
+
+
+def rare_experts(found: list[Group], cache: Cache) -> list[str]:
+    """A warning where experts saw too few calibration tokens; none without experts."""
+    tokens, wanted = dict[str, int](), dict[str, int]()
+    for layer, members in layer_groups([g for g in found if g.mixture]).items():
+        served = cache.numbers(f"layer/{layer}", "tokens")
+        for group in members:
+            expert = group.name.rsplit(".", 2)[0]
+            tokens[expert] = served[group.name]
+            wanted[expert] = max(wanted.get(expert, 0), ENOUGH * group.width)
+    short = [expert for expert in tokens if tokens[expert] < wanted[expert]]
+    if not short:
+        return []
+    rarest = min(short, key=lambda expert: tokens[expert] / wanted[expert])
+    return [
+        f"{len(short):,} of {len(tokens):,} experts saw fewer calibration tokens than {ENOUGH} for each of their "
+        f"inputs; the rarest ({rarest}) saw {tokens[rarest]:,} for a width of {wanted[rarest] // ENOUGH:,}: what they "
+        "do on other text is hardly known; more text (or the recipe's `tokens`) lowers the KL"
+    ]

@@ -76,6 +76,8 @@ class Recipe:
     """Share of the neurons that each layer's feed-forward part keeps."""
     kv_heads: int = 0
     """Key-value heads that each layer keeps, each with its query heads; 0: all."""
+    experts: int = 0
+    """Experts that each layer of a mixture keeps; 0: all."""
     vocabulary: int = 0
     """Tokens that are kept, of a byte-level BPE tokenizer; 0: all."""
     dense_type: str = "bf16"
@@ -132,6 +134,7 @@ class Recipe:
             ("remove_layers", self.remove_layers >= 0, "0 or more"),
             ("ffn", 0 < self.ffn <= 1, "above 0, at most 1"),
             ("kv_heads", self.kv_heads >= 0, "0 (all) or more"),
+            ("experts", self.experts >= 0, "0 (all) or more"),
             ("vocabulary", self.vocabulary >= 0, "0 (all) or more"),
             ("dense_type", self.dense_type in ("bf16", "f16", "f32"), '"bf16", "f16" or "f32"'),
         ]

@@ -1,7 +1,7 @@
 """Structural pruning on one page: the original into a smaller ordinary model, before anything is rounded.
 
-vocabulary → layers → neurons and key-value groups → least squares, all from calibration text and the original's own
-statistics. What was chosen is kept in the cache: a second budget starts at once.
+vocabulary → layers → neurons, key-value groups and experts → least squares, all from calibration text and the
+original's own statistics. What was chosen is kept in the cache: a second budget starts at once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sprat.errors import RecipeError
+from sprat.errors import RecipeError, SourceError
 from sprat.level.check import Passage, bits_per_byte, held_out_kl
-from sprat.methods.structure import vocabulary
+from sprat.methods.structure import experts, vocabulary
 from sprat.methods.structure.anatomy import Part, attention, feed_forward
 from sprat.methods.structure.compensate import compensate
 from sprat.methods.structure.layers import TOKENS, Order, least_needed
@@ -29,8 +29,10 @@ from sprat.progress import Progress
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import GroupStatistics, HeadStatistics
+from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
 from sprat.sense.walk import Walk
+from sprat.source import maps
+from sprat.source.experts import mixtures
 from sprat.source.load import Source, config_of, tokenizer_of
 from sprat.source.maps import Map, decoder_layers
 from sprat.source.text import Calibration
@@ -70,9 +72,9 @@ class Reduced:
     passages: list[Passage]
 
 
-def removals(recipe: Recipe) -> tuple[int, float, int, int]:
-    """What the recipe removes: layers; the share of neurons, key-value heads and tokens that stay (0: all of them)."""
-    return recipe.remove_layers, recipe.ffn, recipe.kv_heads, recipe.vocabulary
+def removals(recipe: Recipe) -> tuple[int, float, int, int, int]:
+    """What the recipe removes: layers; the share of neurons, key-value heads, experts and tokens that stay (0: all)."""
+    return recipe.remove_layers, recipe.ffn, recipe.kv_heads, recipe.experts, recipe.vocabulary
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -82,7 +84,7 @@ def wanted(recipe: Recipe) -> bool:
 
 def needs_statistics(recipe: Recipe) -> bool:
     """Whether the choice asks for the original's statistics; layers are chosen without."""
-    return bool(recipe.ffn < 1 or recipe.kv_heads or recipe.vocabulary)
+    return bool(recipe.ffn < 1 or recipe.kv_heads or recipe.experts or recipe.vocabulary)
 
 
 def refuse(source: Source, recipe: Recipe) -> None:
@@ -94,6 +96,13 @@ def refuse(source: Source, recipe: Recipe) -> None:
             f"recipe: remove_layers = {recipe.remove_layers} is not allowed: {source.name} has {layers} layers and "
             f"one must stay; it must be 0 to {layers - 1}"
         )
+    if recipe.remove_layers and len(mixtures(model)) not in (0, layers):
+        raise SourceError(
+            f"{type(model).__name__}: {len(mixtures(model))} of its {layers} layers have experts, which its config "
+            "tells by their numbers: keep the recipe's `remove_layers` at 0"
+        )
+    if recipe.experts:
+        experts.refuse(model, recipe.experts, source.name)
     kept: dict[str, Any] = {}
     if recipe.ffn < 1:
         part = feed_forward(model)[0]
@@ -139,6 +148,7 @@ def reduce(
         "remove_layers": recipe.remove_layers,
         "ffn": recipe.ffn,
         "kv_heads": recipe.kv_heads,
+        "experts": recipe.experts,
         "vocabulary": recipe.vocabulary,
     }
     settings = [recipe.held_out, recipe.shrinkage, seed, str(source.model.dtype)]
@@ -175,6 +185,9 @@ def reduce(
     if kept.groups:
         of = reference.config.get_text_config().num_key_value_heads
         removed["kv_heads"] = {"of": of, "kept": len(kept.groups[0])}
+    if kept.experts:
+        of = len(next(iter(mixtures(reference).values())))
+        removed["experts"] = {"of": of, "kept": recipe.experts}
     removed["kl"] = lost
     small = replace(source, model=model, hash=digest, config=config_of(model))
     return Reduced(small, reference, text, removed, passages)
@@ -217,7 +230,13 @@ def _choose(
         groups = _units(
             attention(model), lambda p: p.outer.shape[1] // of, recipe.kv_heads, statistics, recipe, progress
         )
-    return Kept(layers, neurons, groups)
+    chosen = {}
+    if recipe.experts:
+        by_layer = layer_groups(maps.groups(model))
+        for layer in experts.layers_with_experts(model):
+            found = statistics.get(f"layer/{layer}", GroupStatistics)
+            chosen[layer] = experts.kept_experts(by_layer[layer], found, recipe.experts)
+    return Kept(layers, neurons, groups, chosen)
 
 
 def _units(
@@ -326,11 +345,12 @@ def _neurons(part: Part, recipe: Recipe) -> int:
 def _flat(kept: Kept) -> dict[str, Tensor]:
     out = {"layers": torch.tensor(kept.layers)}
     out |= {f"neurons/{layer}": units for layer, units in kept.neurons.items()}
-    return out | {f"groups/{layer}": units for layer, units in kept.groups.items()}
+    out |= {f"groups/{layer}": units for layer, units in kept.groups.items()}
+    return out | {f"experts/{layer}": units for layer, units in kept.experts.items()}
 
 
 def _kept(choice: dict[str, Stored]) -> Kept:
     def of(kind: str) -> dict[int, Tensor]:
         return {int(n.split("/")[1]): s.value for n, s in choice.items() if n.startswith(f"{kind}/")}
 
-    return Kept(choice["layers"].value.tolist(), of("neurons"), of("groups"))
+    return Kept(choice["layers"].value.tolist(), of("neurons"), of("groups"), of("experts"))

@@ -17,9 +17,12 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import families
@@ -47,6 +50,11 @@ PUBLISHED = {
     "GPT-2": GPT2Config(),
     "GPT-2, own inner": GPT2Config(n_inner=1000, n_layer=2),
     "Pythia": GPTNeoXConfig(num_hidden_layers=2),
+    "Mixtral 8x7B": MixtralConfig(),
+    "OLMoE": OlmoeConfig(intermediate_size=1024),
+    "Qwen3 30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+    ),
 }  # fmt: skip
 CONFIGS = PUBLISHED | {f"tiny {name}": config for name, config in families.CONFIGS.items()}
 
@@ -57,6 +65,8 @@ def parts_of(model: torch.nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():  # a tied one comes once
         if parameter.ndim == 1:
             part = "norms and biases"
+        elif "mlp.gate." in name:
+            part = "routers"
         elif "attn" in name or "attention" in name:
             part = "attention"
         elif "mlp" in name:
@@ -116,6 +126,22 @@ def test_flops_are_those_of_the_products_that_a_pass_makes(name):
     assert counter.get_total_flops() == pytest.approx(shape.flops(context), rel=0.02)
 
 
+def test_one_token_uses_the_experts_that_are_chosen_for_it():
+    """As the models' makers count: 12.9 of 46.7, 1.3 of 6.9 and 3.3 of 30.5 billion."""
+    for name, active, total in (
+        ("Mixtral 8x7B", 12.9, 46.7),
+        ("OLMoE", 1.3, 6.9),
+        ("Qwen3 30B-A3B", 3.3, 30.5),
+    ):
+        shape = from_config(CONFIGS[name].to_dict())
+        assert (shape.active / 1e9, shape.parameters / 1e9) == pytest.approx((active, total), abs=0.06), name
+        lookup = 0 if shape.tied else shape.vocabulary * shape.width
+        small = shape.parts["norms and biases"]
+        assert shape.flops(0) == 2 * (shape.active - lookup - small)
+    dense = from_config(CONFIGS["Llama 3.1 8B"].to_dict())
+    assert dense.active == dense.parameters
+
+
 def test_a_window_bounds_the_cache():
     config = CONFIGS["Gemma 3 270M"].to_dict()
     shape = from_config(config)
@@ -143,7 +169,8 @@ def test_a_sprat_file_knows_its_shape(tiny):
     [
         ({}, "the anatomy of None is not known"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
-        ({"model_type": "llama", "num_local_experts": 8}, "mixtures of experts"),
+        ({"model_type": "llama", "num_local_experts": 8}, "known mixtures are mixtral, olmoe, qwen3_moe"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "not all layers of this 'qwen3_moe' have experts"),
         ({"model_type": "llama", "hidden_size": "wide"}, "'hidden_size' must be a whole number"),
         ({"model_type": "llama", "hidden_size": 0}, "'hidden_size' must be"),
         ({"model_type": "llama", "hidden_size": True}, "'hidden_size' must be"),

@@ -109,3 +109,14 @@ def test_candidates_keep_what_the_recipe_sets() -> None:
     )
     for few, many in itertools.pairwise(len(candidates(Recipe(method="auto"), n)) for n in (2, 30)):
         assert few <= many
+
+
+def test_a_mixture_may_lose_experts():
+    found = candidates(Recipe(method="auto"), 30, experts=8)
+    assert [c.recipe.experts for c in found if c.recipe.experts] == [7, 6]
+    assert [c.name for c in found if c.recipe.experts] == [
+        "1 expert a layer fewer",
+        "2 experts a layer fewer",
+    ]
+    assert not any(c.recipe.experts for c in candidates(Recipe(method="auto"), 30))
+    assert {c.recipe.experts for c in candidates(Recipe(method="auto", experts=5), 30, experts=8)} == {5}

@@ -81,10 +81,10 @@ def test_layers_and_head():
     assert decoder_layers(build("gpt2"))[0] == "transformer.h"
 
 
-def test_fused_experts_are_refused_by_name():
+def test_several_maps_in_one_tensor_are_refused_by_name():
     config = tf.MixtralConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2)
-    with pytest.raises(SourceError, match=r"Mixtral.*experts.*not supported"):
-        groups(tf.AutoModelForCausalLM.from_config(config))
+    with pytest.raises(SourceError, match=r"Mixtral.*experts.gate_up_proj.*several maps in one tensor"):
+        groups(tf.AutoModelForCausalLM.from_config(config))  # as `load` never leaves it
 
 
 def test_training_mode_and_hooks_are_left_as_found():

@@ -133,7 +133,7 @@ def _left(claim: Claim, shape: Shape | None) -> Iterator[Finding]:
     a_layer = rest / shape.layers
     vectors = a_layer / shape.width
     before = sum(m.weights for m in shape.maps)
-    rank = a_layer / sum(m.rows + m.columns for m in shape.maps)
+    rank = a_layer / sum((m.rows + m.columns) * m.experts for m in shape.maps)
     figures |= {"a_layer": a_layer, "vectors_a_layer": vectors, "layer_parameters": before, "rank": rank}
     yield Finding(
         "left",
@@ -142,7 +142,7 @@ def _left(claim: Claim, shape: Shape | None) -> Iterator[Finding]:
         f"(1 in {before / a_layer:,.3g})",
         figures,
     )
-    maps = f"each of the {len(shape.maps)} maps of a layer"
+    maps = f"each of the {sum(m.experts for m in shape.maps)} maps of a layer"
     low = f"not even rank one for {maps}" if rank < 1 else f"rank {rank:.3g} for {maps}"
     yield Finding("rank", f"as factors of low rank that is {low}", {"rank": rank})
 

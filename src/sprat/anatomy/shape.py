@@ -17,16 +17,17 @@ from sprat.errors import SourceError, nearest
 
 @dataclass(frozen=True)
 class Map:
-    """One linear map y = W x (+ b) of a layer, W: (rows, columns)."""
+    """A linear map y = W x (+ b) of a layer, W: (rows, columns); of a mixture one for each of its `experts`."""
 
     name: str
     rows: int
     columns: int
     bias: bool = False
+    experts: int = 1
 
     @property
     def weights(self) -> int:
-        return self.rows * self.columns
+        return self.rows * self.columns * self.experts
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Shape:
 
     norm_values: parameters of one norm over the width (2 x width for a LayerNorm with bias); norms: how many a layer
     has (and the model one more); head_norms: parameters of the norms on queries and keys in a layer; positions: learned
-    position embeddings; windows: tokens that each layer's attention sees, 0 for all.
+    position embeddings; windows: tokens that each layer's attention sees, 0 for all; experts: feed-forwards of a layer,
+    each of `ffn` neurons, of which a router chooses `chosen` for a token (0 experts: one feed-forward, no router).
     """
 
     family: str
@@ -56,26 +58,32 @@ class Shape:
     head_norms: int = 0
     positions: int = 0
     windows: tuple[int, ...] = ()
+    experts: int = 0
+    chosen: int = 0
 
     @cached_property
     def maps(self) -> tuple[Map, ...]:
         """The linear maps of one layer."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         up = ("gate", "up") if self.gated else ("up",)
+        count = self.experts or 1
+        router = (Map("router", self.experts, self.width),) if self.experts else ()
         return (
             Map("query", query, self.width, self.query_bias),
             Map("key", key, self.width, self.query_bias),
             Map("value", key, self.width, self.query_bias),
             Map("output", self.width, query, self.output_bias),
-            *(Map(name, self.ffn, self.width, self.ffn_bias) for name in up),
-            Map("down", self.width, self.ffn, self.ffn_bias),
+            *router,
+            *(Map(name, self.ffn, self.width, self.ffn_bias, count) for name in up),
+            Map("down", self.width, self.ffn, self.ffn_bias, count),
         )
 
     @cached_property
     def parts(self) -> dict[str, int]:
         """Parameters by part; a tied head is counted once, as the embedding."""
         attention = sum(m.weights for m in self.maps[:4])
-        feed_forward = sum(m.weights for m in self.maps[4:])
+        router = sum(m.weights for m in self.maps[4:] if m.name == "router")
+        feed_forward = sum(m.weights for m in self.maps[4:]) - router
         biases = sum(m.rows for m in self.maps if m.bias)
         small = self.layers * (self.norms * self.norm_values + self.head_norms + biases) + self.norm_values
         found = {
@@ -84,6 +92,7 @@ class Shape:
             "positions": self.positions * self.width,
             "attention": self.layers * attention,
             "feed-forward": self.layers * feed_forward,
+            "routers": self.layers * router,
             "norms and biases": small,
         }
         return {name: count for name, count in found.items() if count}
@@ -93,6 +102,16 @@ class Shape:
         return sum(self.parts.values())
 
     @property
+    def active(self) -> int:
+        """Parameters that one token uses: all but the experts that are not chosen for it."""
+        return self.parameters - self.layers * self._idle
+
+    @property
+    def _idle(self) -> int:
+        """Weights of a layer that a token has no use for."""
+        return sum(m.rows * m.columns * (m.experts - self.chosen) for m in self.maps if m.experts > 1)
+
+    @property
     def outside(self) -> int:
         """Parameters that a method for the layers' maps leaves alone: embedding, head, positions."""
         return sum(self.parts.get(name, 0) for name in ("embedding", "head", "positions"))
@@ -100,7 +119,8 @@ class Shape:
     def flops(self, context: int) -> int:
         """Floating-point operations of one more token behind `context` tokens: two a weight of each product, the
         head's among them, and four a value of the keys and values that attention reads; looking up is free."""
-        products = sum(m.weights for m in self.maps) * self.layers + self.vocabulary * self.width
+        layer = sum(m.weights for m in self.maps) - self._idle
+        products = layer * self.layers + self.vocabulary * self.width
         seen = sum(min(context, window or context) for window in self._windows)
         return 2 * products + 4 * self.heads * self.head_dim * seen
 
@@ -149,7 +169,8 @@ def from_numbers(
 @dataclass(frozen=True)
 class _Family:
     """How a model_type differs from Llama. sliding: every `sliding`-th layer sees all where a window is given and
-    layer_types is not (0: none does, -1: windows are not used)."""
+    layer_types is not (0: none does, -1: windows are not used); wide_norm: queries and keys are normed as wholes, not
+    by heads; experts: it is a mixture, whose `ffn` is the config's field of that name."""
 
     gated: bool = True
     tied: bool = False
@@ -160,6 +181,8 @@ class _Family:
     head_norm: bool = False
     positions: bool = False
     sliding: int = -1
+    wide_norm: bool = False
+    experts: str = ""
 
 
 #: model_type -> what it is made of
@@ -174,7 +197,12 @@ FAMILIES = {
     "gemma3_text": _Family(tied=True, norms=4, head_norm=True, sliding=6),
     "gpt2": _Family(gated=False, tied=True, biases=True, layer_norm=True, positions=True),
     "gpt_neox": _Family(gated=False, biases=True, layer_norm=True),
+    "mixtral": _Family(sliding=0, experts="intermediate_size"),
+    "olmoe": _Family(wide_norm=True, experts="intermediate_size"),
+    "qwen3_moe": _Family(head_norm=True, sliding=0, experts="moe_intermediate_size"),
 }
+#: What configs call the number of a layer's experts.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def from_config(config: Mapping[str, Any]) -> Shape:
@@ -188,11 +216,14 @@ def from_config(config: Mapping[str, Any]) -> Shape:
             f"the anatomy of {kind!r} is not known{hint}: known are {', '.join(FAMILIES)}; for another one give "
             "--width, --layers, --ffn and --vocab"
         )
-    if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise SourceError(
-            "mixtures of experts are not counted: every number here would need two, all and active"
-        )
     family = FAMILIES[kind]
+    if not family.experts and any(config.get(name) for name in _EXPERTS):
+        mixtures = ", ".join(name for name, known in FAMILIES.items() if known.experts)
+        raise SourceError(f"the experts of a {kind!r} are not known: known mixtures are {mixtures}")
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) not in (1, None):
+        raise SourceError(
+            f"not all layers of this {kind!r} have experts: only models of equal layers are counted"
+        )
     width, layers = _whole(config, "hidden_size", "n_embd"), _whole(config, "num_hidden_layers", "n_layer")
     heads = _whole(config, "num_attention_heads", "n_head")
     kv_heads = _whole(config, "num_key_value_heads", default=heads)
@@ -203,7 +234,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
         family=kind,
         layers=layers,
         width=width,
-        ffn=_whole(config, "intermediate_size", "n_inner", default=4 * width),
+        ffn=_whole(config, family.experts or "intermediate_size", "n_inner", default=4 * width),
         vocabulary=_whole(config, "vocab_size"),
         heads=heads,
         kv_heads=kv_heads,
@@ -215,9 +246,11 @@ def from_config(config: Mapping[str, Any]) -> Shape:
         ffn_bias=family.biases or bool(config.get("mlp_bias")),
         norms=family.norms,
         norm_values=2 * width if family.layer_norm else width,
-        head_norms=2 * head_dim if family.head_norm else 0,
+        head_norms=_head_norms(family, heads, kv_heads, head_dim),
         positions=_whole(config, "max_position_embeddings", "n_positions") if family.positions else 0,
         windows=_windows(config, family, layers),
+        experts=_whole(config, *_EXPERTS) if family.experts else 0,
+        chosen=_whole(config, "num_experts_per_tok") if family.experts else 0,
     )
 
 
@@ -248,6 +281,12 @@ def _whole(config: Mapping[str, Any], *names: str, default: int | None = None) -
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
         raise SourceError(f"config: {names[0]!r} must be a whole number of at least 1, not {value!r}")
     return value
+
+
+def _head_norms(family: _Family, heads: int, kv_heads: int, head_dim: int) -> int:
+    if family.wide_norm:
+        return (heads + kv_heads) * head_dim
+    return 2 * head_dim if family.head_norm else 0
 
 
 def _windows(config: Mapping[str, Any], family: _Family, layers: int) -> tuple[int, ...]:

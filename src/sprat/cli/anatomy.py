@@ -133,6 +133,7 @@ def _json(shape: Shape | None, findings: dict[str, list[Finding]], context: int)
             "shape": {name: value for name, value in asdict(shape).items() if name != "windows"},
             "parts": shape.parts,
             "parameters": shape.parameters,
+            "active_parameters": shape.active,
             "sizes": sizes(shape),
             "context": context,
             "flops_a_token": shape.flops(context),
@@ -148,8 +149,9 @@ def _json(shape: Shape | None, findings: dict[str, list[Finding]], context: int)
 def _show(shape: Shape, context: int) -> None:
     console = terminal.out()
     tied = "tied" if shape.tied else "untied"
+    experts = f"{shape.chosen} of {shape.experts} experts of " if shape.experts else ""
     console.print(
-        f"{shape.family}: {shape.layers} layers of width {shape.width:,}, feed-forward {shape.ffn:,}"
+        f"{shape.family}: {shape.layers} layers of width {shape.width:,}, feed-forward {experts}{shape.ffn:,}"
         f"{'' if shape.gated else ' (ungated)'}, {shape.heads} heads ({shape.kv_heads} of keys and values) of "
         f"{shape.head_dim}, {shape.vocabulary:,} tokens, {tied}\n",
         markup=False,
@@ -157,7 +159,10 @@ def _show(shape: Shape, context: int) -> None:
     )
     total = shape.parameters
     rows = [(name, f"{n:,}", f"{100 * n / total:.1f} %") for name, n in shape.parts.items()]
-    console.print(terminal.table(("part", "parameters", "share"), [*rows, ("all", f"{total:,}", "")]))
+    rows.append(("all", f"{total:,}", ""))
+    if shape.experts:
+        rows.append(("of one token", f"{shape.active:,}", f"{100 * shape.active / total:.1f} %"))
+    console.print(terminal.table(("part", "parameters", "share"), rows))
     console.print()
     columns = ("bits a weight", "whole model", "layers alone, the rest in 16 bits")
     lines = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Flags that each set the field of the recipe of their name.
 FLAGS = (
-    *("method", "sparsity", "remove_layers", "ffn", "kv_heads", "vocabulary"),
+    *("method", "sparsity", "remove_layers", "ffn", "kv_heads", "experts", "vocabulary"),
     *("heal_minutes", "heal_deep"),
 )
 
@@ -157,6 +157,7 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-heads", type=whole, metavar="N", help="key-value heads a layer keeps, with their queries"
     )
+    group.add_argument("--experts", type=whole, metavar="N", help="experts a layer of a mixture keeps")
     group.add_argument(
         "--vocabulary", type=whole, metavar="N", help="tokens to keep (byte-level BPE tokenizers)"
     )

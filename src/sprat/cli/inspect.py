@@ -119,6 +119,7 @@ def _structure(removed: Any) -> list[str]:
     names = {
         "ffn": "feed-forward neurons a layer",
         "kv_heads": "key-value heads a layer",
+        "experts": "experts a layer",
         "vocabulary": "tokens",
     }
     lines = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sprat.coding.tensors import Entry, expand
 from sprat.prove.metrics import compare
 from sprat.prove.text import Contexts
+from sprat.source.experts import mixtures, routed_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def rebuilt(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
     """A copy of `model` with what `entries` stand for in it."""
     out = copy.deepcopy(model)
-    parameters = dict(out.named_parameters(remove_duplicate=False))
+    parameters = out.state_dict(keep_vars=True)  # buffers that the file holds too
     with torch.no_grad():
         for name in entries:
             for parameter, array in expand({name: entries[name]}).items():
@@ -39,6 +40,18 @@ def held_out_kl(
     base: the model that `entries` are of, where that is not `original` itself.
     """
     return kl_between(original, rebuilt(base or original, entries), ids)
+
+
+def routed_kl(original: PreTrainedModel, entries: Mapping[str, Entry], ids: Tensor) -> float | None:
+    """As `held_out_kl`, every token routed to the experts that it has in the original; None without experts.
+
+    Which experts a token gets is no smooth function of the weights: no statistics predict what another choice costs.
+    """
+    if not mixtures(original):
+        return None
+    other = rebuilt(original, entries)
+    with routed_like(original, other):
+        return kl_between(original, other, ids)
 
 
 def kl_between(original: nn.Module, other: nn.Module, ids: Tensor) -> float:

@@ -19,8 +19,8 @@ T = TypeVar("T")
 AUTO = "auto"
 #: A prediction this many times the water level's KL is not worth a try: predictions are good to about as much.
 MARGIN = 1.15
-#: Shares of the layers and of the feed-forward neurons that candidates remove.
-LAYERS, NEURONS = (0.04, 0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.25)
+#: Shares of the layers, of the feed-forward neurons and of a mixture's experts that candidates remove.
+LAYERS, NEURONS, EXPERTS = (0.04, 0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.25), (0.125, 0.25)
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class Considered:
     verdict: str
 
 
-def candidates(recipe: Recipe, layers: int) -> list[Candidate]:
+def candidates(recipe: Recipe, layers: int, experts: int = 0) -> list[Candidate]:
     """What `recipe`, whose method is AUTO, leaves open; the water level alone stands first.
 
-    layers: of the model. Settings that the recipe makes itself (layers to remove, zeros to force) are in all of them.
+    layers: of the model; experts: that each of them has. Settings that the recipe makes itself (layers to remove,
+    zeros to force) are in all of them.
     """
     plain = replace(recipe, method="waterlevel")
     found = [Candidate("water level", plain)]
@@ -73,6 +74,10 @@ def candidates(recipe: Recipe, layers: int) -> list[Candidate]:
             for c in found
             if c.recipe.remove_layers != recipe.remove_layers
         ]
+    if experts and not recipe.experts:
+        for count in sorted({round(experts * share) for share in EXPERTS} - {0}):
+            name = f"{count} expert{'s' * (count > 1)} a layer fewer"
+            found.append(Candidate(name, replace(plain, experts=experts - count)))
     if not recipe.sparsity:
         found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in ("2:4", "0.5")]
         found.append(Candidate("low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)))

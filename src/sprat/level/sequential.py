@@ -47,6 +47,11 @@ def round_sequentially(
         raise SpratError(
             "sequential rounding is not for layers that share their maps: set sequential = false"
         )
+    if any(group.mixture for groups in targets.by_layer.values() for group in groups):
+        raise SpratError(
+            "sequential rounding is not for mixtures of experts, whose two streams are routed differently: set "
+            "sequential = false"
+        )
     original = targets.source.model
     working = copy.deepcopy(original)
     done = Rounded({}, entropy.Counts.none())

@@ -174,15 +174,19 @@ class Targets:
         yield from self.embeddings()
 
     def dense(self) -> dict[str, Entry]:
-        """Everything that is not rounded: norms, biases, position embeddings, small buffers of the checkpoint."""
+        """Everything that is not rounded: norms, biases, routers, position embeddings, a checkpoint's small buffers."""
+        model = self.source.model
         rounded = {m.name for g in self.by_layer.values() for group in g for m in group.maps}
         rounded |= {self.head.input_name, self.head.output_name, *self.tables}
-        out = {}
-        for name, parameter in self.source.model.named_parameters():
+        out, saved = {}, model.state_dict().keys()
+        for name, parameter in model.named_parameters():
             if name not in rounded:
                 array = parameter.detach().float().numpy().copy()
                 rows = array.shape[0] if array.ndim else 1
                 out[name] = Entry((name,), (rows,), Dense(array, self.recipe.dense_type))
+        for name, buffer in model.named_buffers():
+            if name in saved:  # in full precision, as a router's bias is, whose differences decide
+                out[name] = Entry((name,), (len(buffer),), Dense(buffer.float().numpy().copy(), "f32"))
         return out
 
 

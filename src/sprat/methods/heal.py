@@ -60,7 +60,8 @@ class Scales:
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         self.teacher, self.rounded, self.entries = teacher, rounded, entries
-        self.factors = {name: _factors(entries[name], rounded) for name in names}
+        users = _users(rounded)
+        self.factors = {name: _factors(entries[name], users) for name in names}
         generator = torch.Generator().manual_seed(0)
         self.adapters: dict[str, Adapter] = {}
         for name, fs in self.factors.items() if rank else ():
@@ -155,14 +156,20 @@ class Scales:
         return out
 
 
-def _factors(entry: Entry, model: nn.Module) -> list[_Factors]:
+def _users(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules whose weight a parameter is, by its name."""
+    of: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        of.setdefault(id(getattr(module, "weight", None)), []).append(module)
+    return {n: tuple(of.get(id(p), ())) for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _factors(entry: Entry, users: Mapping[str, tuple[nn.Module, ...]]) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     inputs, out, first = torch.zeros(entry.tensor.shape[1], requires_grad=True), [], 0
     for name, rows in zip(entry.maps, entry.rows, strict=True):
-        modules = tuple(m for m in model.modules() if getattr(m, "weight", None) is parameters[name])
-        tokens = any(isinstance(m, nn.Embedding) for m in modules)
-        out.append(_Factors(modules, inputs, torch.zeros(rows, requires_grad=not tokens), first))
+        tokens = any(isinstance(m, nn.Embedding) for m in users[name])
+        out.append(_Factors(users[name], inputs, torch.zeros(rows, requires_grad=not tokens), first))
         first += rows
     return out
 

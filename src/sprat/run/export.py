@@ -60,6 +60,9 @@ def export(
 def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> None:
     import torch
 
+    from sprat.source.experts import COUNTS, hub_names
+
+    renamed = hub_names(artifact.config["model_type"]) if artifact.config.keys() & set(COUNTS) else str
     kind, entries = torch_dtype(dtype), len(artifact.names)
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
@@ -70,7 +73,7 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
         if shard and held + size > SHARD_BYTES:
             shards.append(_save(shard, folder, len(shards)))
             shard, held = {}, 0
-        shard[name] = tensor
+        shard[renamed(name)] = tensor
         held, total, done = held + size, total + size, done + 1
         progress("expanding tensors", min(done, entries), entries)
     shards.append(_save(shard, folder, len(shards)))

@@ -37,10 +37,12 @@ def to_torch(artifact: Artifact, dtype: str = "float32") -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    from sprat.source.experts import unfuse
+
     kind = torch_dtype(dtype)
     config = model_config(artifact.config)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+        model = unfuse(AutoModelForCausalLM.from_config(config, dtype=kind))
     model.tie_weights()  # which no_init_weights leaves out
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # Buffers that a checkpoint holds (batch statistics and the like) are loaded as parameters are.

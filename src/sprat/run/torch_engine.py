@@ -70,8 +70,13 @@ class TorchEngine:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that one decoded token reads: all but the rows of an untied embedding."""
+        """Bytes of weights that one decoded token reads: all but the rows of an untied embedding and other experts."""
+        from sprat.source.experts import mixtures
+
         total = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        for mixture in mixtures(self.model).values():
+            size = sum(p.numel() * p.element_size() for p in mixture.parameters())
+            total -= size * (len(mixture) - mixture.chosen) // len(mixture)
         embedding: Any = self.model.get_input_embeddings()
         table = embedding.weight
         return total if table is self._head.weight else total - table.numel() * table.element_size()

@@ -74,5 +74,15 @@ class Cache:
         names = {f.name for f in fields(kind)}
         return {key: kind(**{k: v for k, v in values.items() if k in names}) for key, values in found.items()}
 
+    def numbers(self, name: str, field: str) -> dict[str, int]:
+        """The integer `field` of each of the records that `put` stored, none of their tensors read."""
+        with safe_open(self._path(name), framework="pt") as file:
+            found = {
+                full.split("|")[0]: value
+                for full, value in (file.metadata() or {}).items()
+                if full.endswith(f"|{field}")
+            }
+        return {key: int(value) for key, value in found.items()}
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name.replace('/', '-')}.safetensors"

@@ -18,6 +18,7 @@ import torch
 from sprat.errors import SourceError, nearest
 from sprat.golf import MODEL_TYPE
 from sprat.source import maps, places
+from sprat.source.experts import unfuse
 from sprat.source.quiet import quiet
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
     with quiet(), _reading_once():
         model, files, digest = (_gguf if place.path.is_file() else _folder)(place, dtype)
         tokenizer = _tokenizer(place, files)
-    model.eval()
+    unfuse(model).eval()
     _refuse_nonfinite(model)
     maps.groups(model)  # refuses what sprat cannot fit, now rather than after minutes of work
     return Source(

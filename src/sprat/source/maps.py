@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sprat.errors import SourceError
+from sprat.source.experts import SUPPORTED, all_called, mixtures, router
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,10 @@ class Group:
     """The decoder layer they lie in; None outside all layers."""
     uses: tuple[int, ...] = ()
     """The decoder layers whose forward pass calls them: more than one where layers share their maps."""
+    mixture: str = ""
+    """The mixture whose expert they are of ("model.layers.0.mlp.experts"); "" for none."""
+    share: float = 1.0
+    """Of all tokens that reach them; of those of an expert, on average over its mixture."""
 
     @property
     def name(self) -> str:
@@ -122,15 +127,17 @@ def linear_maps(model: PreTrainedModel) -> list[Map]:
 def groups(model: PreTrainedModel) -> list[Group]:
     """The maps by shared input, in forward order.
 
-    Raises `SourceError` for a model whose layers hold weights that are no linear maps (fused experts, say),
-    or maps that a forward pass does not reach (experts that the router did not choose).
+    Raises `SourceError` for a model whose layers hold weights that are no linear maps (fused experts of another kind
+    than source.experts knows, say), or maps that a forward pass does not reach.
     """
     prefix, layers = decoder_layers(model)
-    output = head(model).output
+    output, shares = head(model).output, {n: m.chosen / len(m) for n, m in mixtures(model).items()}
+    # A router is next to nothing of a model, and what it chooses is no smooth function of it: it is not rounded.
+    routers = {name for mixture in shares for name in router(model, mixture)}
     maps = {
         name: Map(f"{name}.weight", module, isinstance(module, Conv1D))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and f"{name}.weight" not in routers
     }
     _refuse_other_weights(model, layers, prefix, maps)
     found: dict[Any, list[Map]] = {}
@@ -141,13 +148,17 @@ def groups(model: PreTrainedModel) -> list[Group]:
     reached = {m.name for members in found.values() for m in members}
     if lost := [m.name for n, m in maps.items() if n.startswith(f"{prefix}.") and m.name not in reached]:
         raise SourceError(
-            f"{_architecture(model)}: a forward pass does not reach {_some(lost)}: "
-            "mixtures of experts are not supported yet"
+            f"{_architecture(model)}: a forward pass does not reach {_some(lost)}: it chooses between maps in a way of "
+            f"its own; {SUPPORTED}"
         )
-    return [
-        Group(tuple(members), _layer(members[0].name, prefix), tuple(uses[members[0].name]))
-        for members in found.values()
-    ]
+    return [_group(members, prefix, uses[members[0].name], shares) for members in found.values()]
+
+
+def _group(members: list[Map], prefix: str, uses: list[int], shares: dict[str, float]) -> Group:
+    name = members[0].name
+    parent = name.rsplit(".", 3)[0]
+    mixture = parent if parent in shares else ""
+    return Group(tuple(members), _layer(name, prefix), tuple(uses), mixture, shares.get(mixture, 1.0))
 
 
 def tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
@@ -180,7 +191,7 @@ def _trace(
         handles.append(layer.register_forward_pre_hook(lambda *_, i=index: within.append(i)))
         handles.append(layer.register_forward_hook(lambda *_: within.clear()))
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), all_called(model):
             device = next(model.parameters()).device
             model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
     finally:
@@ -215,8 +226,7 @@ def _refuse_other_weights(
                 fused.append(name)
     if fused:
         raise SourceError(
-            f"{_architecture(model)}: {_some(fused)} hold several maps in one tensor: "
-            "mixtures of experts are not supported yet"
+            f"{_architecture(model)}: {_some(fused)} hold several maps in one tensor; {SUPPORTED}"
         )
     total = sum(p.numel() for p in layers.parameters())
     if sum(size for size, _ in rest) > total / 2:

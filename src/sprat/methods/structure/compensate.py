@@ -5,7 +5,8 @@ a kept layer the original's stream, further on by every layer that was removed t
 and the layer's last map y = W x, which adds to the stream, comes nearest with
     W' = W + E[(t - b - W x) xᵀ] (E[x xᵀ] + shrinkage)⁻¹,     b the stream without that map's share,
 so that it makes up for neurons and heads that are gone in its layer, for layers gone behind it, and for what the layers
-before it could not. Layers whose last map does not simply add to the stream (Gemma's norm stands between) stay.
+before it could not. Layers whose last map does not simply add to the stream (Gemma's norm stands between; of a mixture
+of experts each map serves some tokens only) stay.
 Sources: ReplaceMe (arXiv 2505.02819) folds a removed layer's best linear stand-in into the map before it; the
 asymmetric target is that of level/sequential.py (GPTAQ, 2504.02692).
 """
@@ -46,7 +47,7 @@ def compensate(
     shrinkage. Peak memory: both models and three boundaries of hidden states.
     """
     whole, cut = Walk(original, ids), Walk(small, ids)
-    last = [members[-1].maps[-1] for members in layer_groups(groups(small)).values()]
+    last = [members[-1] for members in layer_groups(groups(small)).values()]
     target, stream = _embedded(whole), _embedded(cut)
     following = [*layers[1:], len(whole.layers)]
     with torch.no_grad():
@@ -55,9 +56,12 @@ def compensate(
         for index, (layer, end) in enumerate(zip(layers, following, strict=True)):
             for later in range(layer, end):
                 target = _passed(whole, later, target)
-            stream = _refit(cut, index, last[index], stream, target, strength)
+            if last[index].mixture:
+                stream = _passed(cut, index, stream)
+            else:
+                stream = _refit(cut, index, last[index].maps[-1], stream, target, strength)
             progress("refitting", index + 1, len(layers))
-    return last
+    return [group.maps[-1] for group in last if not group.mixture]
 
 
 def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, strength: float) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sprat.errors import SourceError
 from sprat.methods.structure.anatomy import WIDTHS, Part, attention, feed_forward
+from sprat.methods.structure.experts import cut_experts, set_count
+from sprat.source.experts import unfuse
 from sprat.source.maps import decoder_layers, head
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays. layers: indices, ascending; neurons, groups: by layer of the original, as many in each; empty: all;
-    tokens: (V',) ids of the embedding's rows, None for all."""
+    """What stays. layers: indices, ascending; neurons, groups, experts: by layer of the original, as many in each;
+    empty: all; tokens: (V',) ids of the embedding's rows, None for all."""
 
     layers: Sequence[int]
     neurons: Mapping[int, Tensor] = field(default_factory=dict)
     groups: Mapping[int, Tensor] = field(default_factory=dict)
+    experts: Mapping[int, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
 
 
@@ -52,6 +55,9 @@ def smaller(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         text.head_dim = attention(model)[0].inner[0].shape[0] // text.num_attention_heads
         text.num_attention_heads = text.num_attention_heads // text.num_key_value_heads * count
         text.num_key_value_heads = count
+    if kept.experts:
+        state = cut_experts(state, model, kept.experts)
+        set_count(text, model, len(next(iter(kept.experts.values()))))
     if kept.tokens is not None:
         ends = head(model)
         for name in {ends.input_name, ends.output_name, ends.output_name.replace(".weight", ".bias")}:
@@ -68,7 +74,7 @@ def smaller(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         if hasattr(text, "validate"):
             text.validate()
         with no_init_weights():
-            out = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+            out = unfuse(AutoModelForCausalLM.from_config(config, dtype=model.dtype))
     except Exception as error:  # each family's config has rules of its own, and errors of its own for them
         raise SourceError(
             f"{type(model).__name__} does not allow what would be left: {str(error).strip().splitlines()[-1]}"
