@@ -26,7 +26,8 @@ def test_fit_open_and_compare(family, tiny, tmp_path, monkeypatch):
     result = sprat.fit(folder, "50%", file, seed=3, recipe=Recipe(context=32, tokens=2048))
 
     weights = sum(p.numel() for p in original.parameters())
-    assert 0.99 * weights <= file.stat().st_size == result.nbytes <= weights
+    # The last percent, and what healing was left room for and did not take: much of so small a file.
+    assert 0.98 * weights <= file.stat().st_size == result.nbytes <= weights
     artifact = sprat.open(file)
     artifact.verify()
     stored = {m for entry in artifact.entries().values() for m in entry.maps}
