@@ -108,7 +108,7 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
     if not todo:
         return
     words = ["python", "-m", "bench.techniques", "--items", str(options.items), "--rows", options.rows]
-    words += ["--tasks", *(path.name for path in options.tasks)]
+    words += ["--tasks", *(path.name for path in options.tasks)] if options.tasks else []
     record.begin(shlex.join(words), versions(), machine())
     files: Path = options.files
     paths = texts.write(files / "texts")
