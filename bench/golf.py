@@ -14,8 +14,9 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from os.path import commonpath
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -207,7 +208,7 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
     for name in order:
         entry, runs = done[name], done[name]["runs"]
         lines.append([
-            f"[{_short(name, baseline)}]({name}.toml)",
+            f"[{_short(name, entries)}]({name}.toml)",
             str(len(runs)),
             f"{max(run['bytes'] for run in runs):,}",
             f"{runs[0]['parameters']:,}",
@@ -220,13 +221,13 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
         ])  # fmt: skip
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
     failed = [
-        f"- {_short(name, baseline)}, seed {f['seed']}: {f['error']}"
+        f"- {_short(name, entries)}, seed {f['seed']}: {f['error']}"
         for name, entry in entries.items()
         for f in entry["failed"]
     ]
     remarks = folder / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
-    parts = [_intro(base, _short(baseline, baseline)), table]
+    parts = [_intro(base, _short(baseline, entries)), table]
     parts += ["Not trained:\n\n" + "\n".join(failed)] if failed else []
     return "\n\n".join(filter(None, [*parts, said, _how(entries)])) + "\n"
 
@@ -271,9 +272,10 @@ def _mean(entry: dict[str, Any], key: str) -> float:
     return fmean(run[key] for run in entry["runs"])
 
 
-def _short(name: str, baseline: str) -> str:
+def _short(name: str, names: Collection[str]) -> str:
     """A recipe's name without what all share: golf-cpu-250kB is "dense", golf-cpu-250kB-naive is "naive"."""
-    return name.removeprefix(f"{baseline}-") if name != baseline else "dense"
+    shared = commonpath([other.replace("-", "/") for other in names])
+    return name[len(shared) :].removeprefix("-") or "dense"
 
 
 if __name__ == "__main__":
