@@ -18,22 +18,23 @@ import torch
 from torch import Tensor
 
 from sprat.errors import RecipeError, SourceError
-from sprat.level.check import Passage, bits_per_byte, held_out_kl
+from sprat.level.check import Passage, held_out_kl
 from sprat.methods.structure import experts, vocabulary
 from sprat.methods.structure.anatomy import Part, attention, feed_forward
 from sprat.methods.structure.compensate import compensate
 from sprat.methods.structure.layers import TOKENS, Order, least_needed
 from sprat.methods.structure.model import Kept, smaller, spread
+from sprat.methods.structure.tokens import always, fewer_tokens
 from sprat.methods.structure.units import kept_units, refit
 from sprat.progress import Progress
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import GroupStatistics, HeadStatistics, layer_groups
+from sprat.sense.statistics import GroupStatistics, layer_groups
 from sprat.sense.walk import Walk
 from sprat.source import maps
 from sprat.source.experts import mixtures
-from sprat.source.load import Source, config_of, tokenizer_of
+from sprat.source.load import Source, config_of
 from sprat.source.maps import Map, decoder_layers
 from sprat.source.text import Calibration
 
@@ -121,7 +122,7 @@ def refuse(source: Source, recipe: Recipe) -> None:
     if recipe.vocabulary:
         tokenizer = vocabulary.read(source.tokenizer_files["tokenizer.json"], source.name)
         none = np.zeros(len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
-        vocabulary.kept_tokens(tokenizer, none, recipe.vocabulary, _always(source, tokenizer))
+        vocabulary.kept_tokens(tokenizer, none, recipe.vocabulary, always(source, tokenizer))
 
 
 def layer_losses(
@@ -158,7 +159,7 @@ def reduce(
     removed: dict[str, Any] = {}
     reference, passages = source.model, []
     if recipe.vocabulary:
-        source, text, passages, said = _fewer_tokens(source, text, statistics, recipe)
+        source, text, passages, said = fewer_tokens(source, text, statistics, recipe)
         reference, removed = source.model, said
     learning = torch.as_tensor(text.ids)[: -recipe.held_out]
     if "choice" in cache and "weights" in cache:
@@ -288,54 +289,6 @@ def _local(
         h = shrink(found.h, found.tokens, recipe.shrinkage)
         after[new].outer.set(refit(before[old].outer.weight().float(), h, columns[old]))
     return [part.outer for part in after.values()]
-
-
-def _fewer_tokens(
-    source: Source, text: Calibration, statistics: Cache, recipe: Recipe
-) -> tuple[Source, Calibration, list[Passage], dict[str, Any]]:
-    """The original without the rows of the tokens that go, and the text in those that stay."""
-    tokenizer = vocabulary.read(source.tokenizer_files["tokenizer.json"], source.name)
-    found: HeadStatistics = statistics.get("head", HeadStatistics)["head"]
-    learning = text.ids[: -recipe.held_out]
-    counts = np.bincount(learning.flatten(), minlength=len(found.frequency))
-    score = found.frequency.double().numpy() + counts / learning.size
-    kept = vocabulary.kept_tokens(tokenizer, score, recipe.vocabulary, _always(source, tokenizer))
-    spelling = vocabulary.spelling(tokenizer, kept, len(found.frequency))
-    files = vocabulary.files(source.tokenizer_files, vocabulary.trimmed(tokenizer, kept), kept)
-    model = smaller(
-        source.model, Kept(range(len(decoder_layers(source.model)[1])), tokens=torch.from_numpy(kept))
-    )
-    new = {old: index for index, old in enumerate(kept.tolist())}
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for name, value in vocabulary.renumbered(vars(config), new).items():
-            setattr(config, name, value)
-    rows = [[part for token in row for part in spelling[token]] for row in text.ids.tolist()]
-    ids = np.array([row[: text.ids.shape[1]] for row in rows], np.int64)
-    before, after = [], []
-    for row, spelled in zip(text.ids[-recipe.held_out :].tolist(), rows[-recipe.held_out :], strict=True):
-        half = len(row) // 2
-        size = len(str(source.tokenizer.decode(row[half:])).encode())
-        before.append(Passage(torch.tensor(row), half, size))
-        after.append(Passage(torch.tensor(spelled), sum(len(spelling[t]) for t in row[:half]), size))
-    said = {
-        "of": len(score),
-        "kept": len(kept),
-        "tokens": sum(map(len, rows)) / text.ids.size,
-        "bits_per_byte": bits_per_byte(source.model, before),
-    }
-    small = replace(
-        source, model=model, tokenizer=tokenizer_of(files), config=config_of(model), tokenizer_files=files
-    )
-    changed = replace(text, ids=ids, hash=hashlib.sha256(ids.tobytes()).hexdigest())
-    return small, changed, after, {"vocabulary": said}
-
-
-def _always(source: Source, tokenizer: dict[str, Any]) -> set[int]:
-    config = source.model.config
-    named = [vars(config), vars(config.get_text_config())]
-    if "generation_config.json" in source.tokenizer_files:
-        named.append(json.loads(source.tokenizer_files["generation_config.json"]))
-    return vocabulary.needed(tokenizer, vocabulary.token_ids(*named))
 
 
 def _neurons(part: Part, recipe: Recipe) -> int:
