@@ -130,6 +130,8 @@ def test_products_beside_the_maps_help_and_are_run_by_both_engines(made, tmp_pat
     plain = heal(file, folder, tmp_path / "plain.sprat", budget="100%", **OPTIONS)
     result = heal(file, folder, tmp_path / "rank.sprat", budget="100%", rank=2, **OPTIONS)
     assert result.kept and result.kl < plain.kl and result.nbytes > plain.nbytes
+    with pytest.raises(BudgetError, match=r"products of rank 2 need bytes .* \(--budget\)"):
+        heal(file, folder, tmp_path / "no.sprat", rank=2, **OPTIONS)
     with container.open(result.path) as artifact:
         entries = artifact.entries()
         thin = [e for e in entries.values() if isinstance(e.tensor, LowRank)]

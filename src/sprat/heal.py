@@ -99,13 +99,17 @@ def heal(
         raise SpratError(f"cannot write {out}: {why}")
     with container.open(file) as artifact:
         recipe = _recipe(artifact)
-        replace(
-            recipe, heal_deep=deep, heal_rank=rank, **({"trellis": 0} if deep else {})
-        )  # refuses what cannot be
+        # Refuses what no recipe allows.
+        replace(recipe, heal_deep=deep, heal_rank=rank, trellis=0 if deep else recipe.trellis)
         if deep:
             _refuse_trellis(artifact)
         source = _original(artifact, against, progress)
         size = _size(artifact, source, budget)
+        if rank and size <= artifact.nbytes:
+            raise BudgetError(
+                f"products of rank {rank} need bytes beside the {artifact.nbytes:,} of {artifact.path.name}: give a "
+                "budget above that (--budget), or fit with room for them (--set heal_rank)"
+            )
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
         wanted = (tokens or tokens_for(minutes)) + recipe.held_out * recipe.context
         text = jobs.calibration(source, texts, wanted, recipe, seed, progress)

@@ -50,7 +50,6 @@ class DeltaMemory(nn.Module):
     ) -> Tensor:
         """x: (batch, context, width), what follows the state in `kept`, which becomes that behind it. `rope` is not
         asked for: the order is in the state."""
-        kept = {} if kept is None else kept
         inputs = torch.cat([kept["inputs"], x], 1) if kept else x
         near = self.mixed(inputs)[:, -x.shape[1] :]
 
@@ -63,8 +62,9 @@ class DeltaMemory(nn.Module):
         rate, forget = self.gates(x).float().transpose(1, 2).chunk(2, dim=1)
         decay = -self.decay.float().exp()[:, None] * F.softplus(forget + self.offset.float()[:, None])
         with torch.autocast(x.device.type, enabled=False):
-            out, state = gated_delta(q, k, v, rate.sigmoid(), decay, kept.get("state"))
-        kept |= {"inputs": inputs[:, 1 - TAPS :].clone(), "state": state}
+            out, state = gated_delta(q, k, v, rate.sigmoid(), decay, kept["state"] if kept else None)
+        if kept is not None:
+            kept |= {"inputs": inputs[:, 1 - TAPS :].clone(), "state": state}
         out = F.rms_norm(out, (self.size,), self.o_norm.float(), EPS)
         return self.o_proj(out.transpose(1, 2).flatten(2).to(x.dtype))
 

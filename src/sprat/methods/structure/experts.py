@@ -6,7 +6,7 @@ map's input. Its importance is the mass that is routed to it times the size of w
 and the least important ones of each layer go. What they served goes to the next ones by the router's choice.
 Sources: dropping whole experts after training, Lu et al. (arXiv 2402.14800), by a layer's output error over all choices
 of experts, of which there are too many here; output norm times the router's weight, REAP (2510.13999). The Fisher's own
-measure of an expert's silence, ½ tr(G W H Wᵀ), chose far worse on a small trained mixture (docs/structure.md): what is
+measure of an expert's silence, ½ tr(G W H Wᵀ), chose far worse on a small trained mixture (docs/mixtures.md): what is
 removed is no small change, and the others take over.
 """
 
