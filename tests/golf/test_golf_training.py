@@ -12,7 +12,7 @@ from sprat.golf import words
 from sprat.golf.batches import Batches
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.training import Training, run
+from sprat.golf.training import PATIENCE, Training, run
 from sprat.training.checkpoint import Checkpoint
 
 TEXTS = documents()
@@ -96,14 +96,30 @@ def test_the_mean_of_the_weights_is_what_is_stored():
 
 def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     checkpoint = Checkpoint(tmp_path / "c", {}, 0.0)
-    t = training(256 * 400, matrix_rate=1.0, embedding_rate=1.0, clip=0, warm_up=0.05)
+    t = training(256 * 100, matrix_rate=1.0, embedding_rate=1.0, clip=0, warm_up=0.05)
     with pytest.raises(
         TrainingError, match=r"diverged at step \d+ .* nats a token.*last good checkpoint is"
     ) as error:
         run(t, checkpoint)
     kept = checkpoint.load()
-    assert kept["step"] == t.step > 0 and f"step {t.step + 1} " in str(error.value)
+    # Steps that may be diverging are not kept.
+    assert 0 < kept["step"] == t.step + 1 - t.above and kept["above"] == 0
+    assert f"step {t.step + 1} " in str(error.value)
     assert all(bool(p.isfinite().all()) for p in kept["model"].values())
+
+
+def test_a_loss_that_comes_back_has_not_diverged(monkeypatch):
+    t = training()
+    losses = iter([9.0] * (PATIENCE - 1) + [5.0] + [9.0] * PATIENCE + [5.0])
+    monkeypatch.setattr(t, "_gradients", lambda: next(losses))
+    for _ in range(2 * PATIENCE - 1):
+        t.advance()
+    with pytest.raises(TrainingError, match=f"diverged at step {2 * PATIENCE} "):
+        t.advance()
+    monkeypatch.setattr(t, "_gradients", lambda: float("nan"))
+    t.above = 0
+    with pytest.raises(TrainingError, match="nan nats"):
+        t.advance()
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
 from sprat.training.checkpoint import Checkpoint
 
-#: A loss so many nats above that of knowing nothing, ln(vocabulary), is a training that diverges.
-DIVERGED = 1.0
+#: A loss so many nats above that of knowing nothing, ln(vocabulary), and for so many steps in a row, is a training that
+#: diverges: a first step at the full rate may overshoot once and come back.
+DIVERGED, PATIENCE = 1.0, 10
 #: Shares of the training at which the loss is told.
 REPORTS = 20
 
@@ -80,6 +81,8 @@ class Training:
         self._use(Decoder(replace(recipe, inner=self.inner, prune_from=0), vocabulary, seed))
         self.mean = [p.detach().clone() for p in self.model.parameters()] if recipe.ema else []
         self.step, self.seconds = 0, 0.0
+        #: Steps in a row that knew less than nothing, `DIVERGED` says by how much.
+        self.above = 0
         chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
         self.dtype = chosen[recipe.precision]
 
@@ -117,7 +120,7 @@ class Training:
         return self.length.share(self.tokens, self.seconds)
 
     def advance(self) -> float:
-        """One step; returns its loss in nats a token. TrainingError, before any weight moves, where it diverges."""
+        """One step; returns its loss in nats a token. TrainingError, before any weight moves, where it has diverged."""
         recipe = self.recipe
         if self.inner > recipe.inner and self.share >= recipe.prune_at:
             self._prune()
@@ -128,7 +131,8 @@ class Training:
         for group, full in zip(groups, self.full_rates, strict=True):
             group["lr"] = full * now
         loss = self._gradients()
-        if not loss < math.log(self.vocabulary) + DIVERGED:
+        self.above = 0 if loss < math.log(self.vocabulary) + DIVERGED else self.above + 1
+        if self.above == PATIENCE or not math.isfinite(loss):
             raise TrainingError(
                 f"the training diverged at step {self.step + 1} ({self.tokens:,} tokens, {self.share:.1%} of it): "
                 f"a loss of {loss:.3f} nats a token, where knowing nothing costs {math.log(self.vocabulary):.3f}; "
@@ -223,6 +227,7 @@ class Training:
             "rate_steps": self.rate.steps if self.rate else None,
             "step": self.step,
             "seconds": self.seconds,
+            "above": self.above,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -238,7 +243,7 @@ class Training:
         with torch.no_grad():
             for mean, saved in zip(self.mean, state["mean"], strict=True):
                 mean.copy_(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.above = state["step"], state["seconds"], state["above"]
 
 
 def run(
@@ -287,7 +292,9 @@ def run(
             )
             losses = []
             watch(points[-1])
-        if writes and (training.share >= 1 or time.monotonic() - saved > writes.every):
+        # What may be diverging takes no good checkpoint's place.
+        due = writes and time.monotonic() - saved > writes.every and not training.above
+        if writes and (due or training.share >= 1):
             writes.save(training.state())
             saved = time.monotonic()
     return points
