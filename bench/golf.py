@@ -37,6 +37,7 @@ from sprat.golf.golf import Golf, play, prepare
 from sprat.golf.leaderboard import length_words, spread
 from sprat.golf.recipe import Recipe
 from sprat.golf.result import SCHEMA, result
+from sprat.golf.schedule import Length
 from sprat.sizes import format_bytes
 
 #: Documents that are read to time the recipes.
@@ -104,7 +105,7 @@ def _run(options: argparse.Namespace) -> None:
     options.record.mkdir(parents=True, exist_ok=True)
     length, given = length_of(options), settings(options.settings)
     games: dict[str, Golf] = {}
-    pace = _paces(options, given) if options.paced else {}
+    pace = _paces(options, given, length) if options.paced else {}
     for path in options.recipes:
         record = options.record / f"{path.stem}.json"
         if options.redo and fnmatch.fnmatch(path.stem, options.redo):
@@ -121,8 +122,8 @@ def _run(options: argparse.Namespace) -> None:
             _train(name, game, seed, options)
 
 
-def _paces(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, float]:
-    """Of all recipes; what was found once is kept, for a row that was trained by it stands."""
+def _paces(options: argparse.Namespace, given: dict[str, Any], length: Length) -> dict[str, float]:
+    """Of all recipes, by the length's clock; what was found once is kept, for a row that was trained by it stands."""
     path = options.record / "paces.json"
     found: dict[str, float] = json.loads(path.read_bytes()) if path.exists() else {}
     recipes = {recipe.stem: Recipe.read(recipe, given) for recipe in options.recipes}
@@ -133,7 +134,8 @@ def _paces(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, floa
             )
         text = corpus.read(options.text, next(iter(recipes.values())).validation, options.validation)
         with bars() as progress:
-            found = paces(recipes, text.train[:: max(1, len(text.train) // TIMED)], progress=progress)
+            documents = text.train[:: max(1, len(text.train) // TIMED)]
+            found = paces(recipes, documents, length.now, progress=progress)
         save_json(path, found)
     return found
 
