@@ -1,12 +1,14 @@
 """Equations measured: 42 times fewer numbers, hand-written equations at one cap, and the search beside them.
 
     verdict   networks of 42 times fewer numbers by equations, beside (a) the dense network of their shape, (b) a dense
-              network of their bytes, (c) the dense network of their shape rounded to those bytes; equal processor time
+              network of their bytes, (c) the dense network of their shape rounded to those bytes; equal processor time,
+              paced (bench/pace.py), and (a) and (b) once more on as many tokens as an equation reads in it
+    claim     the shape of the claim, written with random numbers, opened and run: what it takes, not what it knows
     hand      hand-written equations at the widest network that the cap holds, scored as the search scores
     search    searches from random starts, a seed each, and their best candidate trained again with other seeds
 
 Every training is written down as soon as it is over, and the same command goes on where it was cut off. The parts have
-a file each and may run beside each other. All of it takes about 70 minutes of processor time.
+a file each and may run beside each other. All of it takes about 80 minutes of processor time.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from typing import Any
 
 import torch
 
+from bench.pace import paces
 from bench.record import Record
 from bench.texts import text_name
+from sprat.anatomy.shape import from_numbers
 from sprat.cli.arguments import budget, whole
 from sprat.cli.terminal import bars
 from sprat.equations.network import parse
@@ -39,6 +43,7 @@ from sprat.golf.schedule import Length
 from sprat.golf.training import Training, run
 from sprat.prove.environment import machine, versions
 from sprat.search.candidate import Candidate, network, shape_of
+from sprat.search.instantiate import instantiate
 from sprat.search.search import search
 from sprat.search.trial import Text, loss, room, trial
 
@@ -71,6 +76,11 @@ HAND = (
     ("coordinates(8)", 3),
 )
 BITS = 4
+#: Documents that networks are timed on.
+TIMED = 20
+#: The shape of the claim, and its numbers.
+CLAIM = {"width": 4096, "layers": 64, "ffn": 16384, "vocabulary": 50257}
+CLAIMED = 417_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,22 +148,44 @@ def verdict(record, options, base, given, text, seed, progress) -> None:
         numbers = sum(parse(formula).parameters(shape).values())
         if numbers * RATIO > shape.parameters:
             raise SpratError(f"{formula} has {numbers:,} numbers, more than {shape.parameters // RATIO:,}")
-        chosen = replace(wide, equation=formula)
-        once(
-            record,
-            f"verdict/{formula}/{seed}",
-            lambda r=chosen: _trained(r, given, text, seconds, seed, [None]),
+
+    def trained(name: str, recipe: Recipe, length: Length, caps: list[int | None]) -> dict[str, Any]:
+        return once(
+            record, f"verdict/{name}/{seed}", lambda: _trained(recipe, given, text, length, seed, caps)
         )
-    # The bytes that all are given: those of the largest of the equations' files.
-    own = [record.rows[f"verdict/{formula}/0"]["files"][0]["bytes"] for formula in EQUATIONS]
-    nbytes, narrow = max(own), _dense_of(max(own), base, text)
-    once(record, f"verdict/dense, same shape/{seed}",
-         lambda: _trained(wide, given, text, seconds, seed, [None, nbytes]))  # fmt: skip
-    once(
-        record,
-        f"verdict/dense, same bytes/{seed}",
-        lambda: _trained(narrow, given, text, seconds, seed, [nbytes]),
-    )
+
+    chosen = {formula: replace(wide, equation=formula) for formula in EQUATIONS} | {"dense": wide}
+    timed = given.train[:: max(1, len(given.train) // TIMED)]
+    pace = once(record, "pace/wide/0", lambda: paces(chosen, timed, progress=progress))
+    lengths = {name: Length("processor seconds", seconds, pace[name]) for name in chosen}
+    rows = [trained(formula, chosen[formula], lengths[formula], [None]) for formula in EQUATIONS]
+    # The bytes that all are given, those of the largest of the equations' files, and the most tokens that one reads.
+    nbytes = max(record.rows[f"verdict/{formula}/0"]["files"][0]["bytes"] for formula in EQUATIONS)
+    tokens = Length("tokens", max(row["tokens"] for row in rows))
+    narrow = _dense_of(nbytes, base, text)
+    both = {"dense": wide, "narrow": narrow}
+    beside = once(record, "pace/narrow/0", lambda: paces(both, timed, progress=progress))
+    length = replace(lengths["dense"], pace=pace["dense"] * beside["narrow"] / beside["dense"])
+    trained("dense, same shape", wide, lengths["dense"], [None, nbytes])
+    trained("dense, same bytes", narrow, length, [nbytes])
+    trained("dense, same shape, same tokens", wide, tokens, [None])
+    trained("dense, same bytes, same tokens", narrow, tokens, [nbytes])
+
+
+def claim(record, options, base, given, text, seed, progress) -> None:
+    """The shape of "17.6 B parameters in 417 M numbers", once."""
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as root:
+            return instantiate(
+                from_numbers(**CLAIM, tied=True),
+                CLAIMED,
+                Path(root) / "wide.sprat",
+                threads=2,
+                progress=progress,
+            )
+
+    once(record, "claim/0", measure)
 
 
 def hand(record, options, base, given, text, seed, progress) -> None:
@@ -183,7 +215,7 @@ def searched(record, options, base, given, text, seed, progress) -> None:
              lambda a=again: _tried(best, base, text, space, options.seconds, 100 + a))  # fmt: skip
 
 
-PARTS = {"verdict": verdict, "hand": hand, "search": searched}
+PARTS = {"verdict": verdict, "claim": claim, "hand": hand, "search": searched}
 
 
 def _dense_of(nbytes: int, base: Recipe, text: Text) -> Recipe:
@@ -211,12 +243,12 @@ def _tried(
 
 
 def _trained(
-    recipe: Recipe, given: corpus.Corpus, text: Text, seconds: float, seed: int, caps: Sequence[int | None]
+    recipe: Recipe, given: corpus.Corpus, text: Text, length: Length, seed: int, caps: Sequence[int | None]
 ) -> dict[str, Any]:
     """One training, ended in a file for each cap (None: all that its weights can use)."""
     torch.manual_seed(seed)
     batches = Batches(text.train, recipe.context, recipe.batch, seed)
-    training = Training(recipe, text.vocabulary, batches, Length("processor seconds", seconds), seed)
+    training = Training(recipe, text.vocabulary, batches, length, seed)
     run(training)
     model = training.result()
     files = []

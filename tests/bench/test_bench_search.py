@@ -18,6 +18,10 @@ def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "WIDE", {"layers": 2, "width": 48, "heads": 2, "kv_heads": 1, "inner": 96})
     monkeypatch.setattr(bench, "RATIO", 2)
     monkeypatch.setattr(bench, "EQUATIONS", ("lowrank(8); embedding: lowrank(24)",))
+    # What it does is tested in tests/search: here only that the shape of the claim is asked for.
+    monkeypatch.setattr(
+        bench, "instantiate", lambda shape, most, *_, **__: {"most": most, "dense": shape.parameters}
+    )
     monkeypatch.setattr(bench, "HAND", (("dense", 2), ("lowrank(4)", 2)))
     text = [str(path) for path in write(tmp_path, documents())]
     arguments = ["--record", str(tmp_path / "r"), "--text", *text, "--share", "0.2", "--cap", "30kB"]
@@ -27,8 +31,11 @@ def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
     rows = {}
     for part in bench.PARTS:
         rows |= json.loads((tmp_path / "r" / part / "result.json").read_text())["rows"]
-    assert [name.split("/")[0] for name in rows] == ["verdict"] * 3 + ["hand"] * 2 + ["search", "found"]
-    equation, whole, narrow = (rows[name] for name in rows if name.startswith("verdict"))
+    parts = ["pace", "verdict", "pace", *["verdict"] * 4, "claim", "hand", "hand", "search", "found"]
+    assert [name.split("/")[0] for name in rows] == parts
+    equation, whole, narrow, *longer = (rows[name] for name in rows if name.startswith("verdict"))
+    assert {row["tokens"] for row in longer} == {equation["tokens"]}
+    assert 41 < rows["claim/0"]["dense"] / rows["claim/0"]["most"] < 42
     cap = equation["files"][0]["bytes"]
     assert equation["numbers"] * 2 < whole["numbers"] and len(whole["files"]) == 2
     assert (
