@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 from sprat import assembly
 from sprat import budgets as bounds
@@ -19,9 +18,7 @@ from sprat.recipe import Recipe
 from sprat.source.experts import mixtures
 from sprat.source.load import Source
 from sprat.source.maps import decoder_layers
-
-if TYPE_CHECKING:
-    from sprat.fit import Trial
+from sprat.trial import Trial, brief, healed
 
 
 def best(
@@ -30,8 +27,11 @@ def best(
     limits_of: Callable[[Source], Limits],
     settle: Callable[[Job], Trial],
 ) -> tuple[Trial, list[Considered]]:
-    """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded and
-    healed, since healing takes more off one candidate than off another."""
+    """The best trial at the limits, healed as `recipe` says, and what was considered.
+
+    begin: a job whose statistics are not measured yet; settle: the job rounded. Whatever is tried is healed briefly,
+    since healing takes more off one candidate than off another.
+    """
     first = begin(planner.candidates(recipe, 1)[0].recipe)
     layers = len(decoder_layers(first.source.model)[1])
     experts = max((len(mixture) for mixture in mixtures(first.source.model).values()), default=0)
@@ -62,7 +62,8 @@ def best(
         return lost, share
 
     def attempt(candidate: Candidate) -> Tried[Trial]:
-        trial = settle(first if candidate is plain else _counted(begin(candidate.recipe), seconds))
+        job = first if candidate is plain else _counted(begin(candidate.recipe), seconds)
+        trial = healed(settle(job), briefly=True)
         return Tried(trial.measured, trial.fitted.file.nbytes, trial)
 
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
@@ -83,7 +84,8 @@ def best(
         return healing * (job.lost + trust * _level_kl(base.result, share))
 
     won, considered = planner.choose(plain, others, expected, attempt)
-    return won.result, considered
+    trial = won.result
+    return trial if brief(trial.job.recipe) == trial.job.recipe else healed(trial), considered
 
 
 def _level_kl(trial: Trial, share: float) -> float:
