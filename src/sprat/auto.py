@@ -9,11 +9,12 @@ from functools import cache
 from sprat import assembly
 from sprat import budgets as bounds
 from sprat import job as jobs
-from sprat import reduce as structure
 from sprat.job import Job
 from sprat.level import planner, predict, search
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
+from sprat.methods.structure import removals
+from sprat.methods.structure.layers import layer_losses
 from sprat.recipe import Recipe
 from sprat.source.experts import mixtures
 from sprat.source.load import Source
@@ -43,7 +44,7 @@ def best(
         """Of layers, without refitting any candidate."""
         most = max(candidate.recipe.remove_layers for candidate in others)
         with first.stage("structure"):
-            return structure.layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
+            return layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
 
     @cache
     def neurons(ffn: float) -> tuple[float, float]:
@@ -70,12 +71,12 @@ def best(
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
         trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
         healing = base.kl / max(base.result.unhealed, 1e-9)
-        cut = structure.wanted(candidate.recipe) and not structure.wanted(plain.recipe)
+        cut = removals.wanted(candidate.recipe) and not removals.wanted(plain.recipe)
         if cut and candidate.recipe.experts == plain.recipe.experts:
             lost, share = removal(candidate.recipe)
             return healing * (lost + trust * _level_kl(base.result, share))
         job = _counted(begin(candidate.recipe), seconds)
-        if structure.removals(candidate.recipe) == structure.removals(plain.recipe):
+        if removals.asked(candidate.recipe) == removals.asked(plain.recipe):
             jobs.sense(job, job.seed)  # the plain trial's, from the cache
             spreads = assembly.spreads(job)
             level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
