@@ -15,10 +15,9 @@ from sprat.level.limits import Limits
 from sprat.level.targets import shapes
 from sprat.recipe import Recipe
 from sprat.run.price import cache_bytes
-from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, parse_budget
 from sprat.source.load import Source
-from sprat.source.maps import groups, head
+from sprat.source.maps import groups, head, layer_groups
 
 #: An embedding that costs less than this share of the KL is fine enough.
 PLENTY = 0.01

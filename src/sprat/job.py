@@ -25,11 +25,11 @@ from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
 from sprat.reduce import reduce
 from sprat.sense.cache import Cache
+from sprat.sense.measure import measure
 from sprat.sense.statistics import VERSION as STATISTICS
-from sprat.sense.statistics import layer_groups, measure
 from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
-from sprat.source.maps import Group, groups
+from sprat.source.maps import Group, groups, layer_groups
 from sprat.source.text import Calibration, calibration_ids
 
 if TYPE_CHECKING:

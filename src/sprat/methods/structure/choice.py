@@ -20,9 +20,9 @@ from sprat.progress import Progress
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import GroupStatistics, layer_groups
+from sprat.sense.statistics import GroupStatistics
 from sprat.source import maps
-from sprat.source.maps import Map, decoder_layers
+from sprat.source.maps import Map, decoder_layers, layer_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
