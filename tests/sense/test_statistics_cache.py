@@ -29,6 +29,13 @@ def test_damaged_and_missing_files_are_key_errors(tmp_path: Path) -> None:
     assert not path.exists() and "layer/0" not in cache
 
 
+def test_nothing_is_kept_too(tmp_path: Path) -> None:
+    """As of a model whose removed experts leave nothing to refit."""
+    cache = Cache({}, tmp_path)
+    cache.put("weights", {})
+    assert "weights" in cache and cache.get("weights", GroupStatistics) == {}
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     cache = Cache({}, tmp_path)
     bad = GroupStatistics(None, torch.ones(2), torch.eye(2), torch.zeros(0, 3), 7)  # type: ignore[arg-type]
