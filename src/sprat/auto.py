@@ -10,7 +10,7 @@ from sprat import assembly
 from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.job import Job
-from sprat.level import planner, predict, search
+from sprat.level import planner
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
 from sprat.methods.structure import removals
@@ -67,22 +67,26 @@ def best(
         trial = healed(settle(job), briefly=True)
         return Tried(trial.measured, trial.fitted.file.nbytes, trial)
 
+    def damage(recipe: Recipe, base: Trial) -> tuple[float, float]:
+        """KL of what `recipe` removes, and of the level that its maps would have, both as they are predicted."""
+        removes = removals.wanted(recipe) and not removals.wanted(plain.recipe)
+        if removes and recipe.experts == plain.recipe.experts:
+            lost, share = removal(recipe)
+            return lost, _level_kl(base, share)
+        job = _counted(begin(recipe), seconds)
+        if removals.asked(recipe) != removals.asked(plain.recipe):
+            return job.lost, _level_kl(base, _weights(job) / _weights(base.job))
+        jobs.sense(job, job.seed)  # the plain trial's, from the cache
+        spreads = assembly.spreads(job)
+        level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
+        return job.lost, assembly.predicted_kl(job, spreads, level)
+
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
+        found, (lost, level) = base.result, damage(candidate.recipe, base.result)
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
-        trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
-        healing = base.kl / max(base.result.unhealed, 1e-9)
-        cut = removals.wanted(candidate.recipe) and not removals.wanted(plain.recipe)
-        if cut and candidate.recipe.experts == plain.recipe.experts:
-            lost, share = removal(candidate.recipe)
-            return healing * (lost + trust * _level_kl(base.result, share))
-        job = _counted(begin(candidate.recipe), seconds)
-        if removals.asked(candidate.recipe) == removals.asked(plain.recipe):
-            jobs.sense(job, job.seed)  # the plain trial's, from the cache
-            spreads = assembly.spreads(job)
-            level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
-            return healing * (job.lost + trust * assembly.predicted_kl(job, spreads, level))
-        share = _weights(job) / _weights(base.result.job)
-        return healing * (job.lost + trust * _level_kl(base.result, share))
+        trust = max(found.unhealed - found.job.lost, 0.0) / max(found.predicted, 1e-9)
+        healing = base.kl / max(found.unhealed, 1e-9)
+        return healing * (lost + trust * level)
 
     won, considered = planner.choose(plain, others, expected, attempt)
     trial = won.result
@@ -91,12 +95,8 @@ def best(
 
 def _level_kl(trial: Trial, share: float) -> float:
     """What the level would cost if the maps had but `share` of their weights and the whole budget."""
-    job, limits = trial.job, trial.limits
-    varying, fixed = bounds.predicted(job, limits, trial.spreads)
-    held_back = assembly.reserve(job) if limits.first == "file" else 0
-    room = search.AIM * limits.target - fixed - held_back
-    level = predict.solve_level(lambda level: share * varying(level), room)
-    return share * assembly.predicted_kl(job, trial.spreads, level)
+    level = bounds.level(trial.job, trial.limits, trial.spreads, share)
+    return share * assembly.predicted_kl(trial.job, trial.spreads, level)
 
 
 def _weights(job: Job) -> int:

@@ -63,11 +63,12 @@ def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
     return max((replace(limits, first=kind) for kind in kinds), key=lambda found: level(job, found, spreads))
 
 
-def level(job: Job, limits: Limits, spreads: list[predict.Spread]) -> float:
-    """The level that should fill the first of the limits."""
+def level(job: Job, limits: Limits, spreads: list[predict.Spread], share: float = 1.0) -> float:
+    """The level that should fill the first of the limits, with so much of the weights."""
     varying, fixed = predicted(job, limits, spreads)
     held_back = assembly.reserve(job) if limits.first == "file" else 0
-    return predict.solve_level(varying, search.AIM * limits.target - fixed - held_back)
+    room = search.AIM * limits.target - fixed - held_back
+    return predict.solve_level(lambda level: share * varying(level), room)
 
 
 def predicted(
