@@ -27,7 +27,7 @@ from bench.pace import paces
 from bench.record import commit, save_json
 from bench.texts import text_name
 from sprat.cli.arguments import budget, settings, whole
-from sprat.cli.golf import add_length, length_of
+from sprat.cli.golf.train import add_length, length_of
 from sprat.cli.terminal import bars
 from sprat.errors import BudgetError, SpratError, TrainingError
 from sprat.folders import write_whole

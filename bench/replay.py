@@ -20,7 +20,8 @@ from sprat.errors import SourceError, SpratError
 from sprat.folders import write_whole
 from sprat.progress import Progress
 from sprat.prove.proof import RESULT, SCHEMA, original
-from sprat.prove.replay import load, replay
+from sprat.prove.record import load
+from sprat.prove.replay import replay
 from sprat.source.load import Source
 
 #: (reference, type) -> the model: proofs of one model load it once

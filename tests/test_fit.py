@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,19 +16,15 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2
 
 import sprat
 from sprat.cli.main import main
-from sprat.errors import BudgetError, SourceError, StatisticsError, UnsupportedError
+from sprat.errors import BudgetError, SourceError
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
-from sprat.run.native import NativeEngine
-from sprat.run.price import cache_bytes
 from sprat.run.torch_engine import TorchEngine
 from sprat.sense.cache import Cache
-from sprat.sense.statistics import GroupStatistics
 from sprat.sense.walk import Walk
 
 RECIPE = Recipe(context=64, tokens=2112)
 SETTINGS = ("--set", "context=64", "--set", "tokens=2112")
-fitting = importlib.import_module("sprat.fit")  # `sprat.fit` is the function
 
 
 @pytest.fixture(scope="module")
@@ -224,60 +218,6 @@ def test_a_damaged_cache_is_measured_again(fit, tmp_path):
     assert fit("one") == whole
 
 
-# --- statistics that lie ------------------------------------------------------------------------------------------
-
-
-def test_a_fit_far_worse_than_predicted_is_mended_and_says_so(tiny, tmp_path, monkeypatch):
-    honest, calls = fitting.held_out_kl, []
-
-    def lie_once(*arguments):
-        calls.append(arguments)
-        return 3.0 if len(calls) == 1 else honest(*arguments)
-
-    monkeypatch.setattr(fitting, "held_out_kl", lie_once)
-    result = sprat.fit(tiny.folder, "50%", tmp_path / "f.sprat", recipe=RECIPE)
-    assert len(calls) == 3  # the lie, the repaired fit, the same healed
-    assert len(result.warnings) == 1
-    assert "held-out KL 3.000" in result.warnings[0]
-    assert "fitted again with shrinkage 24" in result.warnings[0]
-    assert sprat.open(result.path).recipe["shrinkage"] == 24
-    assert result.nbytes <= 28_832
-
-
-@pytest.mark.parametrize("kl", [3.0, float("nan"), float("inf")])
-def test_a_fit_that_cannot_be_mended_writes_nothing(tiny, tmp_path, monkeypatch, kl):
-    monkeypatch.setattr(fitting, "held_out_kl", lambda *_: kl)
-    with pytest.raises(StatisticsError, match=r"nothing was written.*--calibrate"):
-        sprat.fit(tiny.folder, "50%", tmp_path / "f.sprat", recipe=RECIPE)
-    assert not list(tmp_path.iterdir())
-
-
-def test_planted_statistics_that_call_inputs_silent_are_caught(fit, tiny, tmp_path):
-    """Half of the inputs of every map are said to be a thousandth of what they are: shrinkage cannot know better."""
-    fit("one", budget="80%")
-    for path in (tmp_path / "one").rglob("layer-*.safetensors"):
-        store = Cache({}, tmp_path)
-        store.folder = path.parent
-        name = path.stem.replace("-", "/")
-        lying = {}
-        for group, s in store.get(name, GroupStatistics).items():
-            scale = torch.ones(len(s.h))
-            scale[::2] = 1e-3
-            lying[group] = replace(s, h=s.h * scale[:, None] * scale)
-        store.put(name, lying)
-    (tmp_path / "out.sprat").unlink()
-    with pytest.raises(StatisticsError, match="nothing was written"):
-        fit("one")
-    assert not (tmp_path / "out.sprat").exists()
-
-
-def test_few_tokens_for_a_wide_layer_are_noted(tiny, tmp_path):
-    recipe = Recipe(context=16, tokens=32, held_out=8)
-    result = sprat.fit(tiny.folder, "50%", tmp_path / "f.sprat", recipe=recipe)
-    assert "32 calibration tokens for inputs up to 64 wide" in result.warnings[0]
-    assert result.measured_kl < 0.05
-
-
 # --- wrong inputs, as a user gives them ---------------------------------------------------------------------------
 
 
@@ -404,9 +344,7 @@ def test_weights_that_are_not_finite(refused, tiny, tmp_path):
 
 
 def test_places_that_cannot_be_written(refused, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        fitting.jobs, "start", lambda *_: pytest.fail("work for a file that cannot be written")
-    )
+    monkeypatch.setattr("sprat.job.start", lambda *_: pytest.fail("work for a file that cannot be written"))
     missing = tmp_path / "absent" / "f.sprat"
     said = refused(tiny.folder, "--budget", "50%", "-o", missing)
     assert said == f"sprat: error: cannot write {missing}: there is no folder {missing.parent}"
@@ -441,77 +379,3 @@ def test_failures_while_writing_leave_what_was_there(
     )
     assert said.startswith(message)
     assert before is None or out.read_bytes() == before
-
-
-def test_memory_is_a_budget_too(tiny, tmp_path):
-    """Alone, and the nearer of two: what the engine really holds stays within it and uses it."""
-    out = tmp_path / "f.sprat"
-    result = sprat.fit(tiny.folder, None, out, recipe=replace(RECIPE, trellis=0), ram="40kB", context=40)
-    assert result.ram_nbytes is not None and 39_600 <= result.ram_nbytes <= 40_000
-    engine = NativeEngine(sprat.open(out), threads=1, context=40)
-    held = engine.resident["layout"] + engine.resident["vocabulary"] + 40 * engine.cache_bytes_per_token
-    assert held + 4 * 5 * 32 == result.ram_nbytes  # and five norms in float32
-    both = sprat.fit(tiny.folder, "22kB", out, recipe=replace(RECIPE, trellis=0), ram="40kB", context=40)
-    assert both.ram_nbytes is not None and both.ram_nbytes <= 40_000 and both.nbytes <= 22_000
-    assert both.nbytes >= 0.99 * 22_000 or both.ram_nbytes >= 0.99 * 40_000
-
-
-def test_memory_that_does_not_suffice_names_what_would(tiny, tmp_path):
-    """The smallest budget and the longest context that are named do work, and less than they does not."""
-    out, recipe = tmp_path / "f.sprat", replace(RECIPE, trellis=0)
-
-    def refusal(ram: str, context: int) -> tuple[str, int, int]:
-        with pytest.raises(BudgetError, match="tokens would fit") as caught:
-            sprat.fit(tiny.folder, None, out, recipe=recipe, ram=ram, context=context)
-        numbers = re.search(
-            r"works is (?:above )?([0-9,]+) bytes.* ([0-9,]+) tokens would fit", str(caught.value)
-        )
-        assert numbers is not None and not out.exists()
-        floor, tokens = (int(number.replace(",", "")) for number in numbers.groups())
-        return str(caught.value), floor, tokens
-
-    said, floor, tokens = refusal("40kB", 4000)
-    assert "4,000 tokens (1.15 MB of key-value cache) does not fit into 40,000 bytes of memory" in said
-    assert (
-        f"works is above {floor:,} bytes" in said and f"less than {tokens} tokens" in said
-    )  # before any statistics
-    said, floor, _ = refusal("25kB", 40)
-    assert f"works is {floor:,} bytes" in said
-    result = sprat.fit(tiny.folder, None, out, recipe=recipe, ram=str(floor), context=40)
-    assert result.ram_nbytes is not None and result.ram_nbytes <= floor
-    out.unlink()
-    _, _, tokens = refusal("25kB", 40)
-    sprat.fit(tiny.folder, None, out, recipe=recipe, ram="25kB", context=tokens)
-    with pytest.raises(BudgetError, match="a budget for the file, for memory"):
-        sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=RECIPE)
-
-
-def test_plans_tell_the_memory_too(tiny, tmp_path):
-    recipe, options = replace(RECIPE, trellis=0), {"ram": "40kB", "context": 40}
-    (row,) = sprat.plan(tiny.folder, recipe=recipe, **options)
-    assert row.budget_bytes is None
-    result = sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=recipe, **options)
-    assert result.ram_nbytes == pytest.approx(row.predicted_ram_bytes, rel=0.05)
-    assert result.nbytes == pytest.approx(row.predicted_bytes, rel=0.1)
-    tight, wide = sprat.plan(tiny.folder, ["18kB", "40kB"], recipe=recipe, **options)
-    assert (
-        tight.predicted_bytes <= 18_000 and tight.predicted_ram_bytes < 0.99 * 40_000
-    )  # the file is the limit
-    assert (wide.level, wide.predicted_bytes) == (row.level, row.predicted_bytes)  # memory is
-    options["context"] = 20
-    int8, bf16 = (
-        sprat.plan(tiny.folder, recipe=recipe, **options, cache=kind)[0] for kind in ("int8", "bf16")
-    )
-    assert row.level > bf16.level > int8.level and bf16.predicted_ram_bytes <= 40_000
-    with pytest.raises(BudgetError, match="smallest budget that works is"):
-        sprat.plan(tiny.folder, recipe=recipe, ram="25kB", context=40)
-    with pytest.raises(BudgetError, match="a plan needs budgets"):
-        sprat.plan(tiny.folder, recipe=recipe)
-
-
-def test_memory_of_a_family_that_the_engine_does_not_serve_is_refused(tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
-        tmp_path / "m"
-    )
-    with pytest.raises(UnsupportedError, match=r"a budget for memory is one for the native engine.*gpt2"):
-        cache_bytes(json.loads((tmp_path / "m" / "config.json").read_text()), 1)

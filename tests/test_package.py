@@ -44,8 +44,11 @@ def test_a_folder_imports_nothing_that_is_built_on_it(folder, above):
 
 
 def test_a_verb_stays_a_function_when_its_folder_is_imported():
-    code = "import sprat, sprat.prove.metrics, sprat.fit; print(callable(sprat.prove), callable(sprat.fit))"
-    assert python(code).strip() == "True True"
+    code = """
+import sprat, sprat.fit, sprat.plan, sprat.prove.metrics, sprat.sweep
+print(*(callable(verb) for verb in (sprat.fit, sprat.plan, sprat.prove, sprat.sweep)))
+"""
+    assert python(code).strip() == "True True True True"
 
 
 @pytest.mark.parametrize("verb", ["load", "fit", "plan", "open", "prove", "export"])

@@ -16,7 +16,7 @@ from sprat.errors import SpratError
 if TYPE_CHECKING:
     from sprat.coding.container import open as open
     from sprat.fit import fit as fit
-    from sprat.fit import plan as plan
+    from sprat.plan import plan as plan
     from sprat.prove.proof import prove as prove
     from sprat.run.export import export as export
     from sprat.source.load import load as load
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "load": "sprat.source.load",
     "fit": "sprat.fit",
-    "plan": "sprat.fit",
+    "plan": "sprat.plan",
     "open": "sprat.coding.container",
     "prove": "sprat.prove.proof",
     "sweep": "sprat.sweep",
@@ -64,7 +64,7 @@ def missing(error: ModuleNotFoundError) -> ImportError:
 
 
 class _Sprat(ModuleType):
-    """Two verbs share their name with a folder or file of the package (`fit`, `prove`). Importing such a
+    """Some verbs share their name with a folder or file of the package (`fit`, `prove`). Importing such a
     submodule would bind the module over the function; here the function stays."""
 
     def __setattr__(self, name: str, value: Any) -> None:

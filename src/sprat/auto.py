@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 from sprat import assembly
 from sprat import budgets as bounds
 from sprat import job as jobs
-from sprat import reduce as structure
 from sprat.job import Job
-from sprat.level import planner, predict, search
+from sprat.level import planner
 from sprat.level.limits import Limits
 from sprat.level.planner import Candidate, Considered, Tried
+from sprat.methods.structure import removals
+from sprat.methods.structure.layers import layer_losses
 from sprat.recipe import Recipe
 from sprat.source.experts import mixtures
 from sprat.source.load import Source
 from sprat.source.maps import decoder_layers
-
-if TYPE_CHECKING:
-    from sprat.fit import Trial
+from sprat.trial import Trial, brief, healed
 
 
 def best(
@@ -30,8 +28,11 @@ def best(
     limits_of: Callable[[Source], Limits],
     settle: Callable[[Job], Trial],
 ) -> tuple[Trial, list[Considered]]:
-    """The best trial at the limits. begin: a job whose statistics are not measured yet; settle: the job rounded and
-    healed, since healing takes more off one candidate than off another."""
+    """The best trial at the limits, healed as `recipe` says, and what was considered.
+
+    begin: a job whose statistics are not measured yet; settle: the job rounded. Whatever is tried is healed briefly,
+    since healing takes more off one candidate than off another.
+    """
     first = begin(planner.candidates(recipe, 1)[0].recipe)
     layers = len(decoder_layers(first.source.model)[1])
     experts = max((len(mixture) for mixture in mixtures(first.source.model).values()), default=0)
@@ -43,7 +44,7 @@ def best(
         """Of layers, without refitting any candidate."""
         most = max(candidate.recipe.remove_layers for candidate in others)
         with first.stage("structure"):
-            return structure.layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
+            return layer_losses(first.source, first.calibration, plain.recipe, most, first.progress)
 
     @cache
     def neurons(ffn: float) -> tuple[float, float]:
@@ -62,38 +63,40 @@ def best(
         return lost, share
 
     def attempt(candidate: Candidate) -> Tried[Trial]:
-        trial = settle(first if candidate is plain else _counted(begin(candidate.recipe), seconds))
+        job = first if candidate is plain else _counted(begin(candidate.recipe), seconds)
+        trial = healed(settle(job), briefly=True)
         return Tried(trial.measured, trial.fitted.file.nbytes, trial)
 
+    def damage(recipe: Recipe, base: Trial) -> tuple[float, float]:
+        """KL of what `recipe` removes, and of the level that its maps would have, both as they are predicted."""
+        removes = removals.wanted(recipe) and not removals.wanted(plain.recipe)
+        if removes and recipe.experts == plain.recipe.experts:
+            lost, share = removal(recipe)
+            return lost, _level_kl(base, share)
+        job = _counted(begin(recipe), seconds)
+        if removals.asked(recipe) != removals.asked(plain.recipe):
+            return job.lost, _level_kl(base, _weights(job) / _weights(base.job))
+        jobs.sense(job, job.seed)  # the plain trial's, from the cache
+        spreads = assembly.spreads(job)
+        level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
+        return job.lost, assembly.predicted_kl(job, spreads, level)
+
     def expected(candidate: Candidate, base: Tried[Trial]) -> float:
+        found, (lost, level) = base.result, damage(candidate.recipe, base.result)
         # What predictions are short of on this model; what the recipe itself removes is lost in all candidates.
-        trust = max(base.result.unhealed - base.result.job.lost, 0.0) / max(base.result.predicted, 1e-9)
-        healing = base.kl / max(base.result.unhealed, 1e-9)
-        cut = structure.wanted(candidate.recipe) and not structure.wanted(plain.recipe)
-        if cut and candidate.recipe.experts == plain.recipe.experts:
-            lost, share = removal(candidate.recipe)
-            return healing * (lost + trust * _level_kl(base.result, share))
-        job = _counted(begin(candidate.recipe), seconds)
-        if structure.removals(candidate.recipe) == structure.removals(plain.recipe):
-            jobs.sense(job, job.seed)  # the plain trial's, from the cache
-            spreads = assembly.spreads(job)
-            level = bounds.level(job, bounds.nearer(job, limits_of(job.source), spreads), spreads)
-            return healing * (job.lost + trust * assembly.predicted_kl(job, spreads, level))
-        share = _weights(job) / _weights(base.result.job)
-        return healing * (job.lost + trust * _level_kl(base.result, share))
+        trust = max(found.unhealed - found.job.lost, 0.0) / max(found.predicted, 1e-9)
+        healing = base.kl / max(found.unhealed, 1e-9)
+        return healing * (lost + trust * level)
 
     won, considered = planner.choose(plain, others, expected, attempt)
-    return won.result, considered
+    trial = won.result
+    return trial if brief(trial.job.recipe) == trial.job.recipe else healed(trial), considered
 
 
 def _level_kl(trial: Trial, share: float) -> float:
     """What the level would cost if the maps had but `share` of their weights and the whole budget."""
-    job, limits = trial.job, trial.limits
-    varying, fixed = bounds.predicted(job, limits, trial.spreads)
-    held_back = assembly.reserve(job) if limits.first == "file" else 0
-    room = search.AIM * limits.target - fixed - held_back
-    level = predict.solve_level(lambda level: share * varying(level), room)
-    return share * assembly.predicted_kl(job, trial.spreads, level)
+    level = bounds.level(trial.job, trial.limits, trial.spreads, share)
+    return share * assembly.predicted_kl(trial.job, trial.spreads, level)
 
 
 def _weights(job: Job) -> int:

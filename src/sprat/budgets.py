@@ -1,7 +1,8 @@
-"""What a fit or a plan must stay within: budgets as bytes, which of them binds, and what no model can keep."""
+"""What a fit or a plan must stay within: budgets as bytes, which of them binds, what no model can keep or use."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,11 +13,19 @@ from sprat.level.curve import curve
 from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.limits import Limits
 from sprat.level.targets import shapes
+from sprat.recipe import Recipe
 from sprat.run.price import cache_bytes
-from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, parse_budget
 from sprat.source.load import Source
-from sprat.source.maps import groups, head
+from sprat.source.maps import groups, head, layer_groups
+
+#: An embedding that costs less than this share of the KL is fine enough.
+PLENTY = 0.01
+
+
+def default_recipe(ram: str | Budget | None) -> Recipe:
+    """What is taken where no recipe is given: in memory the integers of a trellis take a bit more."""
+    return Recipe(trellis=4 if ram is None else 0)
 
 
 def limits(
@@ -54,11 +63,12 @@ def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
     return max((replace(limits, first=kind) for kind in kinds), key=lambda found: level(job, found, spreads))
 
 
-def level(job: Job, limits: Limits, spreads: list[predict.Spread]) -> float:
-    """The level that should fill the first of the limits."""
+def level(job: Job, limits: Limits, spreads: list[predict.Spread], share: float = 1.0) -> float:
+    """The level that should fill the first of the limits, with so much of the weights."""
     varying, fixed = predicted(job, limits, spreads)
     held_back = assembly.reserve(job) if limits.first == "file" else 0
-    return predict.solve_level(varying, search.AIM * limits.target - fixed - held_back)
+    room = search.AIM * limits.target - fixed - held_back
+    return predict.solve_level(lambda level: share * varying(level), room)
 
 
 def predicted(
@@ -70,3 +80,28 @@ def predicted(
         return lambda level: predicted_layout(spreads, level, trellis), fixed
     rates = curve(job.recipe)
     return lambda level: predict.predicted_bits(spreads, level, rates) / 8, assembly.overhead(job)
+
+
+def unused(limits: Limits, nbytes: int, memory: int | None) -> list[str]:
+    """A warning where the search ended far below the limits. nbytes, memory: of the file, and of running it."""
+    used = limits.weight(nbytes, memory) / limits.target
+    if used >= search.LEAST:
+        return []
+    return [f"the result uses {used:.1%} of the budget; no level was found between"]
+
+
+def plenty(job: Job, spreads: list[predict.Spread], level: float, measured: float) -> list[str]:
+    """A warning where all that the budget leaves beside layers that no level changes buys next to nothing.
+
+    measured: KL in nats per token of the result, which is at `level`.
+    """
+    rates, settled = curve(job.recipe), assembly.layers(job)
+    rest = predict.predicted_kl(spreads, level, rates)
+    if settled is None or rest >= PLENTY * measured:
+        return []
+    enough = level * math.sqrt(PLENTY * measured / max(rest, 1e-30))
+    nbytes = assembly.overhead(job) + round(predict.predicted_bits(spreads, enough, rates) / 8)
+    return [
+        f"{job.recipe.method} layers take the same bytes in every budget, and the embedding has what is left: from "
+        f"about {nbytes:,} bytes on more of them buy nothing"
+    ]

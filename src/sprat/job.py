@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sprat import __version__, methods, sparsity
-from sprat import reduce as structure
 from sprat.coding.tokenizer import pack
 from sprat.level import rounding
 from sprat.level.check import Passage
 from sprat.level.targets import Targets
+from sprat.methods.structure import removals
 from sprat.progress import Progress
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
+from sprat.reduce import reduce
 from sprat.sense.cache import Cache
+from sprat.sense.measure import measure
 from sprat.sense.statistics import VERSION as STATISTICS
-from sprat.sense.statistics import layer_groups, measure
 from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
-from sprat.source.maps import Group, groups
+from sprat.source.maps import Group, groups, layer_groups
 from sprat.source.text import Calibration, calibration_ids
 
 if TYPE_CHECKING:
@@ -137,9 +138,9 @@ def start(
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
     sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
-    reduced = structure.wanted(recipe)
+    reduced = removals.wanted(recipe)
     if reduced:
-        structure.refuse(source, recipe)
+        removals.refuse(source, recipe)
     else:
         refuse(source)
     started = time.monotonic()
@@ -172,12 +173,10 @@ def _statistics(source: Source, text: Calibration, recipe: Recipe, seed: int) ->
 
 def _reduce(job: Job, seed: int) -> None:
     """The smaller model in the original's place; the original's statistics first, where the choice asks for them."""
-    if structure.needs_statistics(job.recipe):
+    if removals.needs_statistics(job.recipe):
         sense(job, seed)
     with job.stage("structure"):
-        found = structure.reduce(
-            job.source, job.calibration, job.targets.cache, job.recipe, seed, job.progress
-        )
+        found = reduce(job.source, job.calibration, job.targets.cache, job.recipe, seed, job.progress)
     job.source, job.reference, job.calibration = found.source, found.reference, found.text
     job.removed, job.passages = found.removed, found.passages
     job.targets = Targets(job.source, _statistics(job.source, found.text, job.recipe, seed), job.recipe)

@@ -26,7 +26,7 @@ from sprat.prove import quality
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.proof import prove
-from sprat.prove.replay import load
+from sprat.prove.record import load
 from sprat.recipe import Recipe
 from sprat.sizes import Budget, parse_budget
 

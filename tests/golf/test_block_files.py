@@ -25,7 +25,8 @@ from sprat.recipe import Recipe
 from sprat.run.architecture import architecture
 from sprat.run.engine import open_engine
 from sprat.run.native import NativeEngine
-from sprat.sense.statistics import SKIP, GroupStatistics, measure
+from sprat.sense.measure import measure
+from sprat.sense.statistics import SKIP, GroupStatistics
 from sprat.sense.walk import Walk
 from sprat.source.maps import groups
 

@@ -10,7 +10,8 @@ import sprat
 from sprat.cli.main import main
 from sprat.errors import ProofError
 from sprat.prove.proof import SCHEMA
-from sprat.prove.replay import Row, flatten, load, replay
+from sprat.prove.record import load
+from sprat.prove.replay import Row, flatten, replay
 from tiny_model import SENTENCES, save_model, write_file
 
 

@@ -13,7 +13,9 @@ from families import contexts
 from mixtures import MIXTURES, tiny_mixture
 from sprat.job import rare_experts
 from sprat.sense.cache import Cache
-from sprat.sense.statistics import LENT, PROBES, SKIP, GroupStatistics, measure
+from sprat.sense.measure import measure
+from sprat.sense.moments import LENT, PROBES
+from sprat.sense.statistics import SKIP, GroupStatistics
 from sprat.sense.walk import Walk
 from sprat.source.experts import unfuse
 from sprat.source.maps import groups

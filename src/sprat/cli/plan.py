@@ -37,7 +37,7 @@ def execute(arguments: argparse.Namespace) -> None:
             "say what to plan for: --budgets 30MB,50MB for the file, --ram 80MB for memory, or both"
         )
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
-    from sprat.fit import plan
+    from sprat.plan import plan
 
     with terminal.bars() as progress:
         rows = plan(

@@ -30,9 +30,8 @@ from sprat.job import calibration_tokens
 from sprat.level.search import AIM
 from sprat.level.targets import shapes
 from sprat.progress import Progress, silent
-from sprat.sense.statistics import layer_groups
 from sprat.sizes import Budget, format_bytes
-from sprat.source.maps import groups, head, tables
+from sprat.source.maps import groups, head, layer_groups, tables
 
 #: Bits a weight beyond which a finer level changes nothing that can be measured.
 FINEST = 8

@@ -15,9 +15,9 @@ from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
 from sprat.sense.embedding import embedding_metric
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import GroupStatistics, HeadStatistics, TableStatistics, layer_groups
+from sprat.sense.statistics import GroupStatistics, HeadStatistics, TableStatistics
 from sprat.source.load import Source
-from sprat.source.maps import Group, Head, Map, groups, head, tables
+from sprat.source.maps import Group, Head, Map, groups, head, layer_groups, tables
 
 #: Share of the machine's memory that factors may take between the files that a search builds.
 FACTOR_SHARE = 0.1

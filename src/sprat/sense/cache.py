@@ -51,7 +51,8 @@ class Cache:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
         try:
-            save_file(tensors, temporary, metadata=numbers)
+            # Of no tensors and no numbers, safetensors writes what it cannot read, unless it is given None.
+            save_file(tensors, temporary, metadata=numbers or None)
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)

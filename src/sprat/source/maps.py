@@ -154,6 +154,15 @@ def groups(model: PreTrainedModel) -> list[Group]:
     return [_group(members, prefix, uses[members[0].name], shares) for members in found.values()]
 
 
+def layer_groups(groups: list[Group]) -> dict[int, list[Group]]:
+    """The groups by decoder layer."""
+    out: dict[int, list[Group]] = {}
+    for group in groups:
+        if group.layer is not None:
+            out.setdefault(group.layer, []).append(group)
+    return out
+
+
 def _group(members: list[Map], prefix: str, uses: list[int], shares: dict[str, float]) -> Group:
     name = members[0].name
     parent = name.rsplit(".", 3)[0]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sprat.errors import SourceError
-from sprat.sense.statistics import layer_groups
-from sprat.source.maps import Map, groups
+from sprat.source.maps import Map, groups, layer_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from sprat.progress import Progress, silent
+from sprat.sense.moments import add_gram
 from sprat.sense.shrink import shrink
-from sprat.sense.statistics import SKIP, add_gram, layer_groups
+from sprat.sense.statistics import SKIP
 from sprat.sense.walk import Walk, batches
-from sprat.source.maps import Map, groups
+from sprat.source.maps import Map, groups, layer_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
