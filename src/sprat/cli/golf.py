@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import Parser, add_corpus, add_settings, budget, seed, settings, whole
 from sprat.errors import RecipeError
-from sprat.progress import silent
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -136,13 +134,12 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     given = settings(arguments.settings)
-    from sprat.golf import processes
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
+    from sprat.training import processes
 
     if arguments.teacher:
         given["teacher"] = str(arguments.teacher)
-    processes.begin()
     recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     _use(arguments.threads)
 
@@ -154,8 +151,7 @@ def _train(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
 
-    first = processes.rank() == 0
-    with terminal.bars() if first else nullcontext(silent) as progress:
+    with processes.joined() as first, terminal.bars(first) as progress:
         result = golf(
             recipe,
             arguments.text,
@@ -169,7 +165,6 @@ def _train(arguments: argparse.Namespace) -> None:
             progress=progress,
             watch=watch if first else lambda point, bits: None,
         )
-    processes.end()
     if first:
         _show(arguments.out, result)
 
