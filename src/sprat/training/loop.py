@@ -81,7 +81,7 @@ def train(
     step, before = 0, 0.0
     count, rank = processes.count(), processes.rank()
     if checkpoint:
-        checkpoint = replace(checkpoint, key={**checkpoint.key, "processes": str(count)})
+        checkpoint = replace(checkpoint, key={"number of processes": str(count), **checkpoint.key})
     if checkpoint and resume:
         saved = processes.shared(checkpoint.load)
         learner.restore(saved["learner"])
