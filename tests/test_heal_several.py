@@ -55,9 +55,8 @@ def test_two_processes_make_one_file(made, tmp_path, monkeypatch):
         assert two.provenance == alone.provenance
         entries = alone.entries()
         for name, entry in two.entries().items():
-            if isinstance(
-                entry.tensor, Lattice
-            ):  # scales on a grid of 32 steps an octave, a step apart where close
+            if isinstance(entry.tensor, Lattice):
+                # On a grid of 32 steps an octave: what is nearly the same may be a step apart.
                 for a, b in zip(scales(entry), scales(entries[name]), strict=True):
                     assert np.abs(np.log2(a / b)).max() < 1.5 / 32
 
