@@ -120,8 +120,7 @@ def heal(
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = processes.shared(lambda: kl_between(source.model, rounded, lesson.held_out))
         learner, points = _trained(lesson, rounded, checkpoint_path(out), resume, progress)
-        own = texts == ["self"]
-        return processes.shared(lambda: _written(lesson, rounded, learner, points, before, size, own, out))
+        return processes.shared(lambda: _written(lesson, rounded, learner, points, before, size, out))
 
 
 @dataclass(frozen=True)
@@ -190,12 +189,11 @@ def _written(
     points: list[Point],
     before: float,
     size: int,
-    own: bool,
     out: Path,
 ) -> HealResult:
-    """The better of the file and what was learnt, at `out`. before: the file's KL; own: the model wrote the text."""
+    """The better of the file, whose KL is `before`, and what was learnt in at most `size` bytes, at `out`."""
     artifact, original = lesson.artifact, lesson.source.model
-    changes = {"heal": _said(lesson, own, points[-1].contexts)}
+    changes = {"heal": _said(lesson, points[-1].contexts)}
     after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
     for healed, made in fitting(
         learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
@@ -264,9 +262,10 @@ def _refuse_trellis(artifact: Artifact) -> None:
         )
 
 
-def _said(lesson: _Lesson, own: bool, contexts: int) -> dict[str, Any]:
+def _said(lesson: _Lesson, contexts: int) -> dict[str, Any]:
     """What the file's provenance says of its healing, as `Job.provenance` does of its calibration."""
     text, learning = lesson.text, lesson.learning
+    own = not text.text_hashes  # what was read has some
     said: dict[str, Any] = {
         "source": "self" if own else text.description,
         "tokens": learning.numel(),

@@ -11,6 +11,7 @@ from test_heal import CONTEXTS, bent_entries, model
 from torch import Tensor
 
 from several import run
+from sprat.coding.tensors import Dense, Entry
 from sprat.level.check import rebuilt
 from sprat.methods.deep import Deep
 from sprat.methods.healer import healer
@@ -26,6 +27,9 @@ def learnt(kind: str, accumulate: int) -> tuple[dict[str, Tensor], list[float]]:
     """How far parameters moved in STEPS on `accumulate` contexts in each process, by name; the losses."""
     original = model("qwen2")
     entries = coarse_entries(original) if kind == "deep" else bent_entries(original, 0.1)
+    for name, vector in original.named_parameters():
+        if vector.ndim == 1:
+            entries[name] = Entry((name,), tuple(vector.shape), Dense(vector.detach().numpy().copy(), "f32"))
     learner = healer(original, rebuilt(original, entries), entries, kind == "deep", 2 * (kind == "rank"))
     starts = {name: tensor.detach().clone() for name, tensor in trained(learner)}
     points = train(learner, CONTEXTS, Schedule(0.01, STEPS), accumulate=accumulate, seed=1)

@@ -155,3 +155,16 @@ def one_fails(which: int) -> int:
 def test_one_that_fails_ends_the_others(which):
     statuses = [process.status for process in run(one_fails, which, seconds=60)]
     assert statuses == ([2, 3] if which == 0 else [3, 2])
+
+
+def goes_on_alone() -> int:
+    """The steps of what the first one trains when the others have left."""
+    with processes.joined() as first:
+        if not first:
+            return 0
+        with processes.alone():
+            return len(train(Line(), CONTEXTS, Schedule(0.1, 7)))
+
+
+def test_the_first_one_trains_alone_when_the_others_have_left():
+    assert [process.status for process in run(goes_on_alone, seconds=60)] == [7, 0]
