@@ -79,7 +79,7 @@ BITS = 4
 #: Documents that networks are timed on.
 TIMED = 20
 #: The shape of the claim, and its numbers.
-CLAIM = {"width": 4096, "layers": 64, "ffn": 16384, "vocabulary": 50257}
+CLAIM = from_numbers(width=4096, layers=64, ffn=16384, vocabulary=50257, tied=True)
 CLAIMED = 417_000_000
 
 
@@ -177,13 +177,7 @@ def claim(record, options, base, given, text, seed, progress) -> None:
 
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as root:
-            return instantiate(
-                from_numbers(**CLAIM, tied=True),
-                CLAIMED,
-                Path(root) / "wide.sprat",
-                threads=2,
-                progress=progress,
-            )
+            return instantiate(CLAIM, CLAIMED, Path(root) / "wide.sprat", threads=2, progress=progress)
 
     once(record, "claim/0", measure)
 

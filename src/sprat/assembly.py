@@ -20,6 +20,7 @@ from sprat.level.sequential import round_sequentially
 from sprat.methods import adapter
 from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.run.price import weights_bytes
+from sprat.training import processes
 from sprat.training.loop import train
 from sprat.training.schedule import Schedule
 
@@ -70,7 +71,7 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
     seconds = 60 * recipe.heal_minutes or None
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
     model = rebuilt(job.source.model, entries)
-    with telling(memory(model, entries, recipe.heal_deep, recipe.context)):
+    with telling(memory(model, entries, recipe.heal_deep, recipe.context)), processes.alone():
         learner = healer(job.reference, model, entries, recipe.heal_deep, recipe.heal_rank)
         train(
             learner,

@@ -31,6 +31,7 @@ from sprat.sense.walk import working_dtype
 from sprat.sizes import Budget, parse_budget
 from sprat.source.load import Source, load
 from sprat.source.text import Calibration
+from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 from sprat.training.loop import Point, train
 from sprat.training.schedule import Schedule
@@ -86,13 +87,14 @@ def heal(
     too, which takes a file without a trellis. rank: of products beside the maps that learn as well, and that need room
     in the budget (methods/adapter.py). budget: what `out` may weigh, by default what `file` weighs. rate: of
     Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is
-    the better of the two on the text held out.
+    the better of the two on the text held out. Within `training.processes.joined` all processes learn, each from
+    other contexts, which `contexts` counts together; the first one writes, and all return the same.
 
     Raises SpratError where `file` was not made from `against`; RecipeError for no time; BudgetError for a budget that
     `file` does not keep.
     """
     file, out = Path(file), Path(out)
-    length = None if contexts is None else steps(contexts, deep)
+    length = None if contexts is None else steps(contexts, deep, processes.count())
     schedule = Schedule(rate or 1.0, length, None if minutes is None else 60 * minutes)
     if not out.parent.is_dir() or out.is_dir():
         why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
@@ -111,28 +113,14 @@ def heal(
                 "budget above that (--budget), or fit with room for them (--set heal_rank)"
             )
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-        wanted = (tokens or tokens_for(minutes)) + recipe.held_out * recipe.context
-        text = jobs.calibration(source, texts, wanted, recipe, seed, progress)
+        wanted = (tokens or tokens_for(minutes, processes.count())) + recipe.held_out * recipe.context
+        text = processes.shared(lambda: jobs.calibration(source, texts, wanted, recipe, seed, progress))
         schedule = replace(schedule, rate=rate or recipe.heal_rate)
         lesson = _Lesson(artifact, source, text, recipe, schedule, deep, rank, seed)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
-        before = kl_between(source.model, rounded, lesson.held_out)
+        before = processes.shared(lambda: kl_between(source.model, rounded, lesson.held_out))
         learner, points = _trained(lesson, rounded, checkpoint_path(out), resume, progress)
-        changes = {"heal": _said(lesson, own=texts == ["self"], contexts=points[-1].contexts)}
-        after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
-        for healed, made in fitting(
-            learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
-        ):
-            kl = kl_between(source.model, rebuilt(rounded, healed), lesson.held_out)
-            rejected = f"its KL was {kl:.4f}"
-            if kl < after:
-                after, best = kl, made
-    if best is not None:
-        best.save(out)
-        return HealResult(out, best.nbytes, artifact.nbytes, after, before, "", points)
-    if file.resolve() != out.resolve():
-        shutil.copyfile(file, out)
-    return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
+        return processes.shared(lambda: _written(lesson, rounded, learner, points, before, size, out))
 
 
 @dataclass(frozen=True)
@@ -194,6 +182,34 @@ def _trained(
     return learner, points
 
 
+def _written(
+    lesson: _Lesson,
+    rounded: nn.Module,
+    learner: Healer,
+    points: list[Point],
+    before: float,
+    size: int,
+    out: Path,
+) -> HealResult:
+    """The better of the file, whose KL is `before`, and what was learnt in at most `size` bytes, at `out`."""
+    artifact, original = lesson.artifact, lesson.source.model
+    changes = {"heal": _said(lesson, points[-1].contexts)}
+    after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
+    for healed, made in fitting(
+        learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
+    ):
+        kl = kl_between(original, rebuilt(rounded, healed), lesson.held_out)
+        rejected = f"its KL was {kl:.4f}"
+        if kl < after:
+            after, best = kl, made
+    if best is not None:
+        best.save(out)
+        return HealResult(out, best.nbytes, artifact.nbytes, after, before, "", points)
+    if artifact.path.resolve() != out.resolve():
+        shutil.copyfile(artifact.path, out)
+    return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
+
+
 def checkpoint_path(out: Path) -> Path:
     """Where a run that ends in `out` is kept until then."""
     return out.with_name(f"{out.name}.checkpoint")
@@ -246,9 +262,10 @@ def _refuse_trellis(artifact: Artifact) -> None:
         )
 
 
-def _said(lesson: _Lesson, own: bool, contexts: int) -> dict[str, Any]:
+def _said(lesson: _Lesson, contexts: int) -> dict[str, Any]:
     """What the file's provenance says of its healing, as `Job.provenance` does of its calibration."""
     text, learning = lesson.text, lesson.learning
+    own = not text.text_hashes  # what was read has some
     said: dict[str, Any] = {
         "source": "self" if own else text.description,
         "tokens": learning.numel(),

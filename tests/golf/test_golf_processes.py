@@ -1,39 +1,46 @@
-"""torchrun: two processes are one with twice the batch; and a process that is killed goes on to the same file."""
+"""Golf in several processes: two are one with twice the batch."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from parallel_golf import train
+from small import documents, recipe
+
+from several import run
+from sprat.golf import words
+from sprat.golf.batches import Batches
+from sprat.golf.schedule import Length
+from sprat.golf.training import Training
+from sprat.golf.training import run as finish
+from sprat.training import processes
 
 TOKENS = 256 * 2 * 30
 
 
+def trained(batch: int) -> tuple[Training, list[float]]:
+    texts = documents()
+    tokenizer = words.learn(texts, 320)
+    r = recipe(batch=batch, accumulate=2, noise=0.3, rate_term=0.3, prune_from=80)
+    batches = Batches(words.stream(tokenizer, texts), r.context, r.batch, 0)
+    training = Training(r, 320, batches, Length("tokens", TOKENS), 0)
+    return training, [point.loss for point in finish(training)]
+
+
+def one_of_two(folder: Path) -> None:
+    with processes.joined() as first:
+        made, losses = trained(4)
+        if first:
+            found = {"model": made.model.state_dict(), "losses": losses, "tokens": made.tokens}
+            torch.save(found, folder / "two.pt")
+
+
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    settings = {"accumulate": 2, "noise": 0.3, "rate_term": 0.3, "prune_from": 80}
-    script = Path(__file__).with_name("parallel_golf.py")
-    call = [sys.executable, str(script), str(tmp_path / "two.pt"), "4", str(TOKENS), json.dumps(settings)]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    given = {  # what torchrun sets, which itself takes half a minute to start
-        **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    both = [
-        subprocess.Popen(call, env={**given, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in both:
-        assert process.communicate(timeout=120)[1] is not None and process.returncode == 0, process.stderr
+    for process in run(one_of_two, tmp_path):
+        assert process.status == 0, process.err
     two = torch.load(tmp_path / "two.pt")
-    one, losses = train(8, TOKENS, **settings)
+    one, losses = trained(8)
     assert two["tokens"] == one.tokens
     assert two["losses"] == pytest.approx(losses, abs=2e-3)
     for name, weight in one.model.state_dict().items():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sprat.errors import RecipeError, SpratError
+from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 from sprat.training.loop import place, train
 from sprat.training.schedule import Schedule
@@ -31,6 +32,9 @@ class Line:
         loss = ((self.w - 2) * (context + torch.rand(2))).square().mean()
         (loss * share).backward()
         return loss.item()
+
+    def average(self):
+        processes.average_gradients([self.w])
 
     def step(self, rate):
         self.optimizer.param_groups[0]["lr"] = rate

@@ -17,7 +17,7 @@ from sprat.cli.arguments import (
     calibrated,
     minutes,
 )
-from sprat.errors import BudgetError
+from sprat.errors import BudgetError, RecipeError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -78,7 +78,13 @@ def execute(arguments: argparse.Namespace) -> None:
         )
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.fit import fit
+    from sprat.training import processes
 
+    if (several := processes.started()) > 1:
+        raise RecipeError(
+            f"a fit is one process, and torchrun started {several}: fit without it, then heal the file in several "
+            "(torchrun … -m sprat heal FILE --against MODEL --minutes M -o OUT)"
+        )
     with terminal.bars() as progress:
         result = fit(
             arguments.model,

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_file, add_text, budget, calibrated_text, minutes, whole
 from sprat.errors import RecipeError
 from sprat.sizes import format_bytes
 
+if TYPE_CHECKING:
+    from sprat.heal import HealResult
+
 SUMMARY = "Train a .sprat file towards the model that it was made from, within its bytes."
 EXAMPLES = """  sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat
   sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat --resume
-  sprat heal smol.sprat --against smollm2-135m --contexts 200 --calibrate notes.txt --budget 50MB -o healed.sprat"""
+  sprat heal smol.sprat --against smollm2-135m --contexts 200 --calibrate notes.txt --budget 50MB -o healed.sprat
+  torchrun --nproc-per-node 2 -m sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=minutes, metavar="M", help="minutes of training")
     length.add_argument(
-        "--contexts", type=whole, metavar="N", help="contexts to learn from: the same result each time"
+        "--contexts",
+        type=whole,
+        metavar="N",
+        help="contexts to learn from, of all processes together: the same result each time",
     )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .sprat file to write"
@@ -62,29 +70,36 @@ def execute(arguments: argparse.Namespace) -> None:
     if arguments.rate is not None and not 0 < arguments.rate <= 0.1:
         raise RecipeError(f"--rate {arguments.rate:g} is not allowed; it must be above 0, at most 0.1")
     from sprat import heal as healing
+    from sprat.training import processes
 
-    try:
-        with terminal.bars() as progress:
-            result = healing.heal(
-                arguments.file,
-                arguments.against,
-                arguments.out,
-                minutes=arguments.minutes,
-                contexts=arguments.contexts,
-                calibrate=given,
-                tokens=arguments.tokens,
-                deep=arguments.deep,
-                rank=arguments.rank,
-                budget=arguments.budget,
-                rate=arguments.rate,
-                seed=arguments.seed,
-                resume=arguments.resume,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        if healing.checkpoint_path(arguments.out).is_file():
-            terminal.note("a checkpoint was kept: the same command with --resume goes on from it")
-        raise
+    with processes.joined() as first:
+        try:
+            with terminal.bars(first) as progress:
+                result = healing.heal(
+                    arguments.file,
+                    arguments.against,
+                    arguments.out,
+                    minutes=arguments.minutes,
+                    contexts=arguments.contexts,
+                    calibrate=given,
+                    tokens=arguments.tokens,
+                    deep=arguments.deep,
+                    rank=arguments.rank,
+                    budget=arguments.budget,
+                    rate=arguments.rate,
+                    seed=arguments.seed,
+                    resume=arguments.resume,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            if first and healing.checkpoint_path(arguments.out).is_file():
+                terminal.note("a checkpoint was kept: the same command with --resume goes on from it")
+            raise
+    if first:
+        _show(result, arguments.file)
+
+
+def _show(result: HealResult, file: Path) -> None:
     last = result.points[-1]
     change = f"{result.kl / result.before_kl - 1:+.0%}, {result.before_kl:.4f} before"
     rows = [
@@ -97,5 +112,5 @@ def execute(arguments: argparse.Namespace) -> None:
         terminal.out().print(f"{name:<13} {value}", markup=False, soft_wrap=True)
     if not result.kept:
         terminal.note(
-            f"healing did not help, so it was not kept ({result.rejected}): {result.path} is {arguments.file} as it was"
+            f"healing did not help, so it was not kept ({result.rejected}): {result.path} is {file} as it was"
         )

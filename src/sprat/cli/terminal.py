@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, Time
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from sprat.progress import Progress
+from sprat.progress import Progress, silent
 
 
 def out() -> Console:
@@ -39,8 +39,14 @@ def note(message: str) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A progress callable that draws a bar a stage, with time spent and time left; lines where it is piped."""
+def bars(visible: bool = True) -> Iterator[Progress]:
+    """A progress callable that draws a bar a stage, with time spent and time left; lines where it is piped.
+
+    visible: False where another process draws them.
+    """
+    if not visible:
+        yield silent
+        return
     console = err()
     if not console.is_terminal:
         log = Log(lambda line: console.print(f"sprat: {line}", markup=False, soft_wrap=True))

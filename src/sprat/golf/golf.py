@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from sprat.errors import BudgetError, SpratError
 from sprat.fit import FitResult
 from sprat.folders import write_whole
-from sprat.golf import corpus, finish, processes, score, words
+from sprat.golf import corpus, finish, score, words
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
 from sprat.golf.curriculum import Curriculum
@@ -35,6 +35,7 @@ from sprat.golf.training import Point, Training, run
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget
+from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 
 #: Seconds between checkpoints.

@@ -1,11 +1,11 @@
 """The training loop: steps until the length is reached, checkpoints on the way, exact when resumed.
 
-On several processes (golf/processes.py) each has the whole model and reads its own micro-batches; a step's gradients
-are their mean.
+On several processes (training/processes.py) each has the whole model and reads its own micro-batches; a step's
+gradients are their mean.
 
-The loop of training/loop.py, which healing runs on, is another: one process, steps or the clock. Here a length may be
-tokens or the processor time of all processes, rates follow the share of it that is over, what diverges is stopped, and
-the last checkpoint stays until the file is written and scored.
+The loop of training/loop.py, which healing runs on, is another: steps or the clock. Here a length may be tokens or the
+processor time of all processes, rates follow the share of it that is over, what diverges is stopped, and the last
+checkpoint stays until the file is written and scored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprat.errors import TrainingError
-from sprat.golf import processes
 from sprat.golf.batches import Batches
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
@@ -34,6 +33,7 @@ from sprat.golf.teacher import Teacher, without_gradient
 from sprat.methods.distil import divergence
 from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
+from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 
 #: A loss so many nats above that of knowing nothing, ln(vocabulary), and for so many steps in a row, is a training that
@@ -163,7 +163,7 @@ class Training:
                 total += self._backward(read, next_ids)
         if self.rate is not None:
             (recipe.rate_weight * self.rate.bits()).backward()
-        processes.average(p.grad for p in self.model.parameters() if p.grad is not None)
+        processes.average_gradients(self.model.parameters())
         # What a batch moves by itself: the bias of experts.
         processes.average(p for p in self.model.parameters() if not p.requires_grad)
         return processes.total(total)[0] / recipe.accumulate / processes.count()

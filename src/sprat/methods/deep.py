@@ -30,6 +30,7 @@ from sprat.coding.tensors import Entry, Lattice
 from sprat.methods.distil import Teacher, divergence, student_logits
 from sprat.methods.heal import Scales
 from sprat.methods.rate import Rate
+from sprat.training import processes
 
 #: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.01 at a rate of 0.004, with which
 #: noise alone adds up to a half at four standard deviations in 400 steps (docs/heal.md).
@@ -88,6 +89,11 @@ class Deep:
         (loss * share).backward()
         self._loss += share * float(loss.detach())
         return float(loss.detach())
+
+    def average(self) -> None:
+        self.scales.average()
+        processes.average_gradients(p for latent in self.latents.values() for p in latent.parameters)
+        self._loss = processes.total(self._loss)[0] / processes.count()
 
     def step(self, rate: float) -> None:
         if self.price is None:

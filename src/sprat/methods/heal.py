@@ -23,6 +23,7 @@ from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
 from sprat.methods import adapter
 from sprat.methods.adapter import Adapter
 from sprat.methods.distil import Teacher, divergence, student_logits
+from sprat.training import processes
 
 BETAS = (0.9, 0.95)
 #: Steps an octave that healed scales are stored with, the finest first: the coarser, the fewer bytes.
@@ -93,6 +94,11 @@ class Scales:
             loss = divergence(self.teacher.logits(context), student_logits(self.rounded, context))
             (loss * share).backward()
         return float(loss.detach())
+
+    def average(self) -> None:
+        free = [t for group in self.optimizer.param_groups for t in group["params"]]
+        # The gradient of a dense tensor is that of the model's own.
+        processes.average_gradients([*free, *(parameter for parameter, _ in self.dense.values())])
 
     def step(self, rate: float) -> None:
         for parameter, exact in self.dense.values():

@@ -48,18 +48,18 @@ def fitting(
 
 
 def contexts_a_step(deep: bool) -> int:
-    """Contexts whose gradients a step of the optimizer sums."""
+    """Contexts of each process whose gradients a step of the optimizer sums."""
     return DEEP_CONTEXTS if deep else 1
 
 
-def steps(contexts: int, deep: bool) -> int:
-    """Of the optimizer, for at least so many contexts."""
-    return -(-contexts // contexts_a_step(deep))
+def steps(contexts: int, deep: bool, processes: int = 1) -> int:
+    """Of the optimizer, for at least so many contexts of all processes."""
+    return -(-contexts // (contexts_a_step(deep) * processes))
 
 
-def tokens_for(minutes: float | None) -> int:
+def tokens_for(minutes: float | None, processes: int = 1) -> int:
     """Tokens to learn from in so many minutes: what is seen again and again is learnt by heart."""
-    return max(TOKENS, min(int(TOKENS_A_MINUTE * (minutes or 0)), MOST_TOKENS))
+    return max(TOKENS, min(int(TOKENS_A_MINUTE * processes * (minutes or 0)), MOST_TOKENS))
 
 
 def memory(rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, context: int) -> int:

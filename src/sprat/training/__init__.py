@@ -1,4 +1,4 @@
-"""Training by gradient, on one process: how long, at what rate, on which contexts, and how to go on after a stop.
+"""Training by gradient: how long, at what rate, on which contexts, in how many processes, and going on after a stop.
 
-What is trained is a `loop.Learner`; healing has its own (methods/), and so may a model that starts from nothing.
+What the loop trains is a `loop.Learner`: healing's (methods/). A golf has a loop of its own (golf/training.py).
 """

@@ -2,14 +2,16 @@
 
 A run that was stopped goes on from its checkpoint as if it had not been: the order is a function of (seed, step), the
 learner's state and torch's random state are in the checkpoint, and so is the time spent. On a CPU a run by steps is the
-same to the bit; one by the clock makes as many steps as the time allows, and is not. One process: several would have
-to average what `learn` accumulates before each `step`, which is not built.
+same to the bit; one by the clock makes as many steps as the time allows, and is not.
+
+Several processes (training/processes.py) learn from contexts of their own, average what they accumulated and then all
+take the same step; the first one's clock is everybody's, and it writes the checkpoints.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sprat.progress import Progress, silent
+from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 from sprat.training.schedule import Schedule
 
@@ -29,6 +32,10 @@ class Learner(Protocol):
 
     def learn(self, context: Tensor, share: float) -> float:
         """Add `share` times the gradient of the loss on a context, int64 (context,); the loss, in nats a token."""
+        ...
+
+    def average(self) -> None:
+        """What was accumulated becomes its mean over all processes, as `processes.average` makes it."""
         ...
 
     def step(self, rate: float) -> None:
@@ -46,7 +53,7 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood: contexts learnt from, seconds spent, and the loss of the last step."""
+    """Where a run stood: contexts learnt from by all processes, seconds spent, and the loss of the last step."""
 
     contexts: int
     seconds: float
@@ -65,46 +72,53 @@ def train(
     name: str = "training",
     progress: Progress = silent,
 ) -> list[Point]:
-    """Train on `contexts`: (contexts, context) int64, `accumulate` a step; a point a step.
+    """Train on `contexts`: (contexts, context) int64, `accumulate` a step in each process; a point a step.
 
-    resume: go on from `checkpoint`. The checkpoint is removed at the end; an interruption leaves the last one.
+    resume: go on from `checkpoint`, in as many processes. The checkpoint is removed at the end; an interruption leaves
+    the last one.
     """
     points: list[Point] = []
     step, before = 0, 0.0
+    count, rank = processes.count(), processes.rank()
+    if checkpoint:
+        checkpoint = replace(checkpoint, key={"number of processes": str(count), **checkpoint.key})
     if checkpoint and resume:
-        saved = checkpoint.load()
+        saved = processes.shared(checkpoint.load)
         learner.restore(saved["learner"])
         points = [Point(**point) for point in saved["points"]]
         step, before = saved["step"], saved["seconds"]
-        torch.set_rng_state(saved["random"])
+        torch.set_rng_state(saved["random"][rank])
     started = time.monotonic() - before
-    kept, mean = before, points[-1].loss if points else 0.0
+    seconds = kept = before
+    mean = points[-1].loss if points else 0.0
 
-    def elapsed() -> float:
-        return time.monotonic() - started
-
-    while (done := schedule.done(step, elapsed())) < 1:
+    while (done := schedule.done(step, seconds)) < 1:
         progress(f"{name}, loss {mean:.4f}" if points else name, done, 1)
-        rate = schedule.at(step, elapsed())
-        order = (place(len(contexts), step * accumulate + i, seed) for i in range(accumulate))
-        loss = sum(learner.learn(contexts[c], 1 / accumulate) for c in order) / accumulate
+        rate = schedule.at(step, seconds)
+        numbers = ((step * accumulate + i) * count + rank for i in range(accumulate))
+        losses = [learner.learn(contexts[place(len(contexts), n, seed)], 1 / accumulate) for n in numbers]
+        learner.average()
+        loss = processes.total(sum(losses))[0] / accumulate / count
         learner.step(rate)
         step += 1
-        points.append(Point(step * accumulate, elapsed(), loss))
+        seconds = processes.shared(lambda: time.monotonic() - started)
+        points.append(Point(step * accumulate * count, seconds, loss))
         mean = SMOOTH * mean + (1 - SMOOTH) * loss if len(points) > 1 else loss
-        if checkpoint and elapsed() - kept > checkpoint.every:
-            kept = elapsed()
-            checkpoint.save(
-                {
-                    "learner": learner.state(),
-                    "points": [asdict(point) for point in points],
-                    "step": step,
-                    "seconds": kept,
-                    "random": torch.get_rng_state(),
-                }
-            )
+        if checkpoint and seconds - kept > checkpoint.every:
+            kept = seconds
+            random = processes.gathered(torch.get_rng_state())
+            if rank == 0:
+                checkpoint.save(
+                    {
+                        "learner": learner.state(),
+                        "points": [asdict(point) for point in points],
+                        "step": step,
+                        "seconds": kept,
+                        "random": random,
+                    }
+                )
     progress(f"{name}, loss {mean:.4f}", 1, 1)
-    if checkpoint:
+    if checkpoint and rank == 0:
         checkpoint.remove()
     return points
 

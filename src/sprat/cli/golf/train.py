@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_corpus, add_settings, budget, seed, settings, whole
 from sprat.errors import RecipeError
-from sprat.progress import silent
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -74,13 +72,12 @@ def execute(arguments: argparse.Namespace) -> None:
     given = settings(arguments.settings)  # before the imports: a wrong setting is refused at once
     import torch
 
-    from sprat.golf import processes
     from sprat.golf.golf import golf
     from sprat.golf.recipe import Recipe
+    from sprat.training import processes
 
     if arguments.teacher:
         given["teacher"] = str(arguments.teacher)
-    processes.begin()
     recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -93,8 +90,7 @@ def execute(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
 
-    first = processes.rank() == 0
-    with terminal.bars() if first else nullcontext(silent) as progress:
+    with processes.joined() as first, terminal.bars(first) as progress:
         result = golf(
             recipe,
             arguments.text,
@@ -108,7 +104,6 @@ def execute(arguments: argparse.Namespace) -> None:
             progress=progress,
             watch=watch if first else lambda point, bits: None,
         )
-    processes.end()
     if first:
         _show(arguments.out, result)
 
