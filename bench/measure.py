@@ -17,7 +17,7 @@ from bench import checkpoint
 from bench.calibrated import Moments, fit_ids
 from bench.judge import Judge
 from bench.packed import Grouped, read, write
-from bench.peers import gptq, hqq, rtn
+from bench.peers import gptq, hqq, rtn, signs
 from bench.work import Row
 from sprat.coding.tokenizer import pack
 from sprat.errors import SpratError
@@ -183,6 +183,8 @@ class Bench:
             return hqq.quantize(w, bits, group)
         if row.method == "gptq" and h is not None:
             return gptq.quantize(w, h, bits, group, row.settings["act_order"])
+        if row.method == "signs" and bits <= 2:
+            return signs.quantize(w, bits, group)
         return rtn.quantize(w, bits, group)
 
     def _calibration(self, text: str, progress: Progress) -> Moments:

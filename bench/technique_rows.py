@@ -19,7 +19,9 @@ class Row:
     recipe: dict[str, Any] = field(default_factory=dict)
     published: str = ""
     bits: int = 0
-    """Of round-to-nearest in groups of 64; 0 for what sprat makes."""
+    """Of what is rounded to nearest; 0 for what sprat makes. Whole numbers in groups of 64, the embedding too; signs
+    (bench/peers/signs.py) in groups of 128 beside an embedding of 8 bits."""
+    peer: str = "rtn"
     of: str = ""
     """The row whose file is healed; else a fit makes it."""
     contexts: int = HEAL_CONTEXTS
@@ -76,7 +78,9 @@ ROWS = [
         "40 times fewer tokens than anew (Minitron, 2407.14679)",
     ),
     _bare("ternary", "45MB", "no loss from 3 B on, when trained so (BitNet, 2402.17764)", method="ternary"),
+    Row("ternary, groups of 128", "", bits=2, peer="signs", published="as above"),
     _bare("binary", "40MB", "81 % of the accuracy, after training (OneBit, 2402.11295)", method="binary"),
+    Row("binary, groups of 128", "", bits=1, peer="signs", published="as above"),
     _bare(
         "low rank 128",
         "55MB",

@@ -189,8 +189,9 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
 
 
 def _peer(row: Row, bench: Bench, progress: Progress) -> dict[str, Any]:
-    settings = {"bits": row.bits, "group": 64, "head": "same"}
-    return bench.measure(PeerRow("peers", "rtn", row.name, settings), progress)
+    group, head = (128, "8") if row.peer == "signs" else (64, "same")
+    settings = {"bits": row.bits, "group": group, "head": head}
+    return bench.measure(PeerRow("peers", row.peer, row.name, settings), progress)
 
 
 def _speeds(record: Record, files: Path) -> None:

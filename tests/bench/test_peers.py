@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bench.packed import Grouped, pack_bits, read, to_number, unpack_bits, write
-from bench.peers import gptq, rtn
+from bench.peers import gptq, rtn, signs
 
 
 def moments(n: int, seed: int = 0) -> torch.Tensor:
@@ -130,3 +130,20 @@ def test_entropy_of_the_integers():
     q = np.array([[0, 0, 1, 2]], np.uint8)
     one = np.ones((1, 1), np.float32)
     assert Grouped(q, one, one, 2, 4, (1, 4)).entropy_bits() == pytest.approx(6.0)
+
+
+def test_signs_are_the_least_squares_of_their_patterns(tmp_path):
+    w = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
+    for bits, levels in ((1, (-1, 1)), (2, (-1, 0, 1))):
+        found = signs.quantize(w, bits, 8)
+        write(tmp_path / "f", {"w": found}, {}, b"", {})
+        dense = read(tmp_path / "f")["w"]
+        for row in range(3):
+            for start in (0, 8, 16):
+                part, got = w[row, start : start + 8].numpy(), dense[row, start : start + 8]
+                pattern = np.sign(got)
+                assert set(pattern) <= set(levels) and (pattern * part >= 0).all()
+                best = (part @ pattern) / (pattern @ pattern)
+                np.testing.assert_allclose(got, best * pattern, rtol=2**-8)
+                if bits == 2:
+                    assert np.abs(part[pattern == 0]).max(initial=0) <= 0.7 * np.abs(part).mean()
