@@ -1,6 +1,7 @@
 """Signs with a scale a group, to nearest: what formats such as Q1_0 and TQ1_0 hold, of a model not trained for it.
 
-Binary as in BWN (Rastegari et al., arXiv 1603.05279, section 3.1), ternary as in TWN (Li et al., 1605.04711, section 2.2).
+Binary as in BWN (Rastegari et al., arXiv 1603.05279, section 3.1), ternary as in TWN (Li et al., arXiv 1605.04711,
+section 2.2).
 """
 
 from __future__ import annotations
