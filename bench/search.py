@@ -38,9 +38,10 @@ from sprat.errors import BudgetError, SpratError, StatisticsError
 from sprat.folders import write_whole
 from sprat.golf import corpus, finish, score
 from sprat.golf.batches import Batches
+from sprat.golf.loop import run
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
-from sprat.golf.training import Training, run
+from sprat.golf.training import Training
 from sprat.prove.environment import machine, versions
 from sprat.search.candidate import Candidate, network, shape_of
 from sprat.search.instantiate import instantiate

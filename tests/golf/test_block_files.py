@@ -14,11 +14,12 @@ from sprat.errors import FormatError, RequestError, SpratError, UnsupportedError
 from sprat.golf import finish, int8, words
 from sprat.golf.batches import Batches
 from sprat.golf.blocks import bitlinear
+from sprat.golf.loop import run
 from sprat.golf.model import Decoder, Past
 from sprat.golf.pretrained import GolfConfig, GolfForCausalLM, config
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file, score_model
-from sprat.golf.training import Training, run
+from sprat.golf.training import Training
 from sprat.methods import kept
 from sprat.methods.metric import Metric
 from sprat.recipe import Recipe

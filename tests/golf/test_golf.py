@@ -23,9 +23,10 @@ from sprat.golf import corpus, finish, words
 from sprat.golf import golf as golfs
 from sprat.golf.batches import Batches
 from sprat.golf.golf import golf
+from sprat.golf.loop import run
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
-from sprat.golf.training import Training, run
+from sprat.golf.training import Training
 from sprat.run.engine import open_engine
 from sprat.run.tokenizer import open_tokenizer
 

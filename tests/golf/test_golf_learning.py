@@ -18,9 +18,10 @@ from sprat.golf import prune, words
 from sprat.golf.batches import Batches
 from sprat.golf.curriculum import MASS, Curriculum, bigram
 from sprat.golf.golf import golf
+from sprat.golf.loop import run
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.schedule import Length
-from sprat.golf.training import Training, run
+from sprat.golf.training import Training
 from sprat.methods.distil import divergence
 from sprat.training.checkpoint import Checkpoint
 

@@ -11,9 +11,9 @@ from small import documents, recipe
 from several import run
 from sprat.golf import words
 from sprat.golf.batches import Batches
+from sprat.golf.loop import run as finish
 from sprat.golf.schedule import Length
 from sprat.golf.training import Training
-from sprat.golf.training import run as finish
 from sprat.training import processes
 
 TOKENS = 256 * 2 * 30

@@ -10,9 +10,10 @@ from small import documents, recipe
 from sprat.errors import RecipeError, SourceError, TrainingError
 from sprat.golf import words
 from sprat.golf.batches import Batches
+from sprat.golf.loop import run
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.training import PATIENCE, Training, run
+from sprat.golf.training import PATIENCE, Training
 from sprat.training.checkpoint import Checkpoint
 
 TEXTS = documents()

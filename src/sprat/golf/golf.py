@@ -24,6 +24,7 @@ from sprat.golf import corpus, finish, score, words
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
 from sprat.golf.curriculum import Curriculum
+from sprat.golf.loop import Point, run
 from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
 from sprat.golf.result import finished, result
@@ -31,7 +32,7 @@ from sprat.golf.schedule import Length
 from sprat.golf.score import Score
 from sprat.golf.teacher import Teacher
 from sprat.golf.teacher import load as load_teacher
-from sprat.golf.training import Point, Training, run
+from sprat.golf.training import Training
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget

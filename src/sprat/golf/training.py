@@ -1,19 +1,14 @@
-"""The training loop: steps until the length is reached, checkpoints on the way, exact when resumed.
+"""A training under way: the model, its optimizers, and one step of them.
 
 On several processes (training/processes.py) each has the whole model and reads its own micro-batches; a step's
 gradients are their mean.
-
-The loop of training/loop.py, which healing runs on, is another: steps or the clock. Here a length may be tokens or the
-processor time of all processes, rates follow the share of it that is over, what diverges is stopped, and the last
-checkpoint stays until the file is written and scored.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,27 +26,12 @@ from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
 from sprat.golf.teacher import Teacher, without_gradient
 from sprat.methods.distil import divergence
-from sprat.progress import Progress, silent
 from sprat.sense.walk import working_dtype
 from sprat.training import processes
-from sprat.training.checkpoint import Checkpoint
 
 #: A loss so many nats above that of knowing nothing, ln(vocabulary), and for so many steps in a row, is a training that
 #: diverges: a first step at the full rate may overshoot once and come back.
 DIVERGED, PATIENCE = 1.0, 10
-#: Shares of the training at which the loss is told.
-REPORTS = 20
-
-
-@dataclass(frozen=True)
-class Point:
-    """How a training stands. loss: nats a token, the mean since the point before."""
-
-    share: float
-    step: int
-    tokens: int
-    seconds: float
-    loss: float
 
 
 class Training:
@@ -244,57 +224,3 @@ class Training:
             for mean, saved in zip(self.mean, state["mean"], strict=True):
                 mean.copy_(saved)
         self.step, self.seconds, self.above = state["step"], state["seconds"], state["above"]
-
-
-def run(
-    training: Training,
-    checkpoint: Checkpoint | None = None,
-    progress: Progress = silent,
-    watch: Callable[[Point], None] = lambda _: None,
-) -> list[Point]:
-    """Step until the length is reached; now and then, and at the end, save `checkpoint`.
-
-    watch: is told REPORTS points, which are returned. Raises TrainingError where the loss diverges; the checkpoint
-    before stays.
-    """
-    points: list[Point] = []
-    losses: list[float] = []
-    told = int(training.share * REPORTS)
-    writes = checkpoint if processes.rank() == 0 else None
-    last, saved = training.length.now(), time.monotonic()
-    while training.share < 1:
-        try:
-            losses.append(training.advance())
-        except TrainingError as error:
-            kept = (
-                f"; the last good checkpoint is {checkpoint.path}"
-                if checkpoint and checkpoint.path.exists()
-                else ""
-            )
-            raise TrainingError(f"{error}{kept}") from None
-        now = training.length.now()
-        spent, last = processes.total(now - last)[0], now
-        # Processor time is that of all processes; the clock's is the same for all, but for a moment.
-        if training.length.kind != "processor seconds":
-            spent /= processes.count()
-        training.seconds += training.length.pace * training.tokens / training.step or spent
-        progress("training", training.share, 1.0)
-        if int(training.share * REPORTS) > told:
-            told = int(training.share * REPORTS)
-            points.append(
-                Point(
-                    training.share,
-                    training.step,
-                    training.tokens,
-                    training.seconds,
-                    sum(losses) / len(losses),
-                )
-            )
-            losses = []
-            watch(points[-1])
-        # What may be diverging takes no good checkpoint's place.
-        due = writes and time.monotonic() - saved > writes.every and not training.above
-        if writes and (due or training.share >= 1):
-            writes.save(training.state())
-            saved = time.monotonic()
-    return points

@@ -16,11 +16,12 @@ from sprat.errors import BudgetError, TrainingError
 from sprat.golf import words
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
+from sprat.golf.loop import run
 from sprat.golf.model import Decoder
 from sprat.golf.noise import rounding_noise
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
-from sprat.golf.training import Training, run
+from sprat.golf.training import Training
 from sprat.search.candidate import Network
 
 #: Held-out tokens that a trial is scored on.

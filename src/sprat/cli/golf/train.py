@@ -12,8 +12,8 @@ from sprat.errors import RecipeError
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from sprat.golf.loop import Point
     from sprat.golf.schedule import Length
-    from sprat.golf.training import Point
 
 SUMMARY = "Train a recipe on text, and write the file."
 
