@@ -97,3 +97,14 @@ def test_memory_of_a_family_that_the_engine_does_not_serve_is_refused(tmp_path):
     )
     with pytest.raises(UnsupportedError, match=r"a budget for memory is one for the native engine.*gpt2"):
         cache_bytes(json.loads((tmp_path / "m" / "config.json").read_text()), 1)
+
+
+def test_a_budget_below_the_tokenizer_is_refused_before_any_text_is_written(tiny, tmp_path):
+    stages: list[str] = []
+    with pytest.raises(
+        BudgetError, match=r"does not fit into 300 bytes: its tokenizer alone takes [\d,]+ \("
+    ):
+        sprat.fit(
+            tiny.folder, "300", tmp_path / "f", recipe=RECIPE, progress=lambda stage, *_: stages.append(stage)
+        )
+    assert set(stages) == {"loading the model"}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sprat import assembly
+from sprat.coding.tokenizer import pack
+from sprat.errors import BudgetError
 from sprat.job import Job
 from sprat.level import predict, search
 from sprat.level.curve import curve
@@ -15,7 +17,7 @@ from sprat.level.limits import Limits
 from sprat.level.targets import shapes
 from sprat.recipe import Recipe
 from sprat.run.price import cache_bytes
-from sprat.sizes import Budget, parse_budget
+from sprat.sizes import Budget, format_bytes, parse_budget
 from sprat.source.load import Source
 from sprat.source.maps import groups, head, layer_groups
 
@@ -48,6 +50,11 @@ def refuse(source: Source, limits: Limits) -> None:
         limits.refuse_memory(empty, source.name, known=False)
     if limits.file is not None:
         search.refuse_impossible(limits.file, source.original_bytes, 0, source.name)
+        if limits.file < (least := len(pack(source.tokenizer_files))):
+            raise BudgetError(
+                f"{source.name} does not fit into {limits.file:,} bytes: its tokenizer alone takes {least:,} "
+                f"({format_bytes(least)})"
+            )
 
 
 def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
