@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,7 @@ def run(
     function: Callable[..., Any], *arguments: Any, processes: int = 2, seconds: float = 120
 ) -> list[Ended]:
     """Each process's, by rank. function: of a module; what it returns is the exit status."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _port()
     shared = {
         **os.environ,
         "WORLD_SIZE": f"{processes}",
@@ -61,6 +62,14 @@ def run(
             Ended(status, out.read_text(), err.read_text())
             for status, (out, err) in zip(statuses, texts, strict=True)
         ]
+
+
+def _port() -> int:
+    """A free one, below those that outgoing connections get: none of them takes it before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _one(

@@ -46,6 +46,8 @@ def joined() -> Iterator[bool]:
     distributed.init_process_group("gloo", timeout=_WAIT)
     token = _together.set(True)
     try:
+        # One that left while another still connects would take its connections along.
+        _meet(distributed.barrier)
         yield rank() == 0
     finally:
         _together.reset(token)
