@@ -19,9 +19,13 @@ class Row:
     recipe: dict[str, Any] = field(default_factory=dict)
     published: str = ""
     bits: int = 0
-    """Of what is rounded to nearest; 0 for what sprat makes. Whole numbers in groups of 64, the embedding too; signs
-    (bench/peers/signs.py) in groups of 128 beside an embedding of 8 bits."""
+    """Of what is rounded to nearest; 0 for what sprat makes."""
     peer: str = "rtn"
+    """What rounds it: a module of bench/peers/."""
+    group: int = 64
+    """Weights that share a scale there."""
+    head: str = "same"
+    """The embedding's bits there, "same" for the layers'."""
     of: str = ""
     """The row whose file is healed; else a fit makes it."""
     contexts: int = HEAL_CONTEXTS
@@ -52,6 +56,11 @@ def _healed(
     return Row(name, budget, published=published, of=of, contexts=contexts, rank=rank)
 
 
+def _signs(name: str, bits: int) -> Row:
+    """Beside an embedding of 8 bits."""
+    return Row(name, "", published="as above", bits=bits, peer="signs", group=128, head="8")
+
+
 _CUT: dict[str, Any] = {"remove_layers": 5, "ffn": 0.85}
 _BUDGETS = (134, 100, 85, 67, 55, 50, 45, 40, 34, 30, 20, 16)
 ROWS = [
@@ -78,9 +87,9 @@ ROWS = [
         "40 times fewer tokens than anew (Minitron, 2407.14679)",
     ),
     _bare("ternary", "45MB", "no loss from 3 B on, when trained so (BitNet, 2402.17764)", method="ternary"),
-    Row("ternary, groups of 128", "", bits=2, peer="signs", published="as above"),
+    _signs("ternary, groups of 128", bits=2),
     _bare("binary", "40MB", "81 % of the accuracy, after training (OneBit, 2402.11295)", method="binary"),
-    Row("binary, groups of 128", "", bits=1, peer="signs", published="as above"),
+    _signs("binary, groups of 128", bits=1),
     _bare(
         "low rank 128",
         "55MB",

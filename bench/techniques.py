@@ -189,8 +189,7 @@ def _made(row: Row, options: argparse.Namespace, path: Path, progress: Progress)
 
 
 def _peer(row: Row, bench: Bench, progress: Progress) -> dict[str, Any]:
-    group, head = (128, "8") if row.peer == "signs" else (64, "same")
-    settings = {"bits": row.bits, "group": group, "head": head}
+    settings = {"bits": row.bits, "group": row.group, "head": row.head}
     return bench.measure(PeerRow("peers", row.peer, row.name, settings), progress)
 
 

@@ -50,7 +50,9 @@ def refuse(source: Source, limits: Limits) -> None:
         limits.refuse_memory(empty, source.name, known=False)
     if limits.file is not None:
         search.refuse_impossible(limits.file, source.original_bytes, 0, source.name)
-        if limits.file < (least := len(pack(source.tokenizer_files))):
+        files = source.tokenizer_files
+        # Packing takes a second: only where the files as they lie would not fit.
+        if limits.file < sum(map(len, files.values())) and limits.file < (least := len(pack(files))):
             raise BudgetError(
                 f"{source.name} does not fit into {limits.file:,} bytes: its tokenizer alone takes {least:,} "
                 f"({format_bytes(least)})"

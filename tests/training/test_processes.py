@@ -169,3 +169,13 @@ def goes_on_alone() -> int:
 def test_the_first_one_trains_alone_when_the_others_have_left():
     first, other = run(goes_on_alone, seconds=60)
     assert (first.status, other.status) == (7, 0), first.err
+
+
+def test_processes_that_torchrun_did_not_start_are_told_how(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with (
+        pytest.raises(TrainingError, match="start them with torchrun, or unset WORLD_SIZE"),
+        processes.joined(),
+    ):
+        pass

@@ -43,7 +43,13 @@ def joined() -> Iterator[bool]:
     if started() == 1:
         yield True
         return
-    distributed.init_process_group("gloo", timeout=_WAIT)
+    try:
+        distributed.init_process_group("gloo", timeout=_WAIT)
+    except ValueError as error:  # torch's own, for a variable that torchrun sets
+        raise TrainingError(
+            f"WORLD_SIZE says that {started()} processes train together, but they cannot meet ({error}): start them "
+            "with torchrun, or unset WORLD_SIZE for one"
+        ) from error
     token = _together.set(True)
     try:
         # One that left while another still connects would take its connections along.
