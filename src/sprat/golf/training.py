@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sprat.errors import TrainingError
 from sprat.golf.batches import Batches
+from sprat.golf.loss import cross_entropy
 from sprat.golf.model import Decoder
 from sprat.golf.muon import Muon
 from sprat.golf.noise import rounding_noise
@@ -57,14 +57,14 @@ class Training:
         #: Bits a weight of the rounding to come, for the recipe's `noise` and `rate_term`.
         self.noise_bits = 8.0
         self.rate: RateTerm | None = None
+        chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
+        self.dtype = chosen[recipe.precision]
         self.inner = recipe.prune_from or recipe.inner
         self._use(Decoder(replace(recipe, inner=self.inner, prune_from=0), vocabulary, seed))
         self.mean = [p.detach().clone() for p in self.model.parameters()] if recipe.ema else []
         self.step, self.seconds = 0, 0.0
         #: Steps in a row that knew less than nothing, `DIVERGED` says by how much.
         self.above = 0
-        chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
-        self.dtype = chosen[recipe.precision]
 
     def _use(self, model: Decoder) -> None:
         """Train `model`, with optimizers that know nothing yet."""
@@ -75,7 +75,7 @@ class Training:
         self.matrices = [p for p in named.values() if p.ndim == 2]
         vectors = [p for p in named.values() if p.ndim == 1]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(self.matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay),
+            Muon(self.matrices, recipe.matrix_rate, recipe.momentum, recipe.weight_decay, self.dtype),
             torch.optim.AdamW(
                 [
                     {"params": embeddings, "lr": recipe.embedding_rate, "weight_decay": recipe.weight_decay},
@@ -151,13 +151,13 @@ class Training:
     def _backward(self, read: Tensor, next_ids: Tensor) -> float:
         """Nats a token of the text alone; the gradient is that of all that is learnt from."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.forward(read).float().flatten(0, 1)
+            logits = self.forward(read).flatten(0, 1)
             taught = without_gradient(self.teacher, read) if self.teacher else None
-        loss = F.cross_entropy(logits, next_ids.flatten())
+        loss = cross_entropy(logits, next_ids.flatten())
         told = loss.item()
         if taught is not None:
             share = self.recipe.distill
-            loss = (1 - share) * loss + share * divergence(taught, logits)
+            loss = (1 - share) * loss + share * divergence(taught, logits.float())
         (loss / self.recipe.accumulate).backward()
         return told
 
