@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sprat import assembly
+from sprat import assembly, swept
 from sprat import job as jobs
 from sprat.errors import BudgetError, RecipeError, SpratError, StatisticsError
 from sprat.fit import finish
@@ -26,7 +24,6 @@ from sprat.prove import quality
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.proof import prove
-from sprat.prove.record import load
 from sprat.recipe import Recipe
 from sprat.sizes import Budget, parse_budget
 
@@ -79,12 +76,12 @@ def sweep(
     if text is not None:
         sample = texts.read(text)
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
-    proven = _proven(proofs, fixed)
-    result = _resume(folder, fixed)
+    proven = swept.proven(proofs, fixed)
+    result = swept.resume(folder, fixed)
     rows = {row["budget"]: row for row in result["rows"]}
-    every = _distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
-    result["command"] = _command(str(model), every, folder, text, settings, keep, proofs)
-    missing = [b for b in _distinct(wanted) if _lost(folder, rows.get(str(b)), text)]
+    every = swept.distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
+    result["command"] = swept.command(str(model), every, folder, text, settings, keep, proofs)
+    missing = [b for b in swept.distinct(wanted) if swept.lost(folder, rows.get(str(b)), text)]
     if missing or not result["curve"]:
         job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress)
         _fit(result, job, missing, folder)
@@ -98,7 +95,7 @@ def sweep(
         [(row["bytes"], quality.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]
     )
     result |= {"versions": versions(), "machine": machine()}
-    _save(folder, result)
+    swept.save(folder, result)
     if any("bytes" in row for row in result["rows"]):
         write_whole(folder / "curve.svg", quality.chart(result).svg())
         write_whole(folder / "README.md", quality.readme(result))
@@ -113,9 +110,9 @@ def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Pa
     for budget in missing:
         row = _fitted(job, spreads, budget, folder)
         result["rows"] = [r for r in result["rows"] if r["budget"] != row["budget"]] + [row]
-        _save(folder, result)
+        swept.save(folder, result)
     result["curve"] = _predicted(job, spreads, [r["bytes"] for r in result["rows"] if "bytes" in r])
-    _save(folder, result)
+    swept.save(folder, result)
 
 
 def _measure(
@@ -126,7 +123,7 @@ def _measure(
     proven: dict[str, dict[str, Any]],
     progress: Progress,
 ) -> None:
-    """Prove on the text what is not proven yet, by the result's own settings. proven: as `_proven` gives it."""
+    """Prove on the text what is not proven yet, by the result's own settings. proven: as `swept.proven` gives it."""
     how = {name: result["settings"][name] for name in ("tokens", "context", "seed", "dtype")}
     for row in result["rows"]:
         if "bytes" in row and "metrics" not in row:
@@ -135,26 +132,7 @@ def _measure(
                 proof = prove(folder / row["file"], model, text, progress=progress, **how).to_json()
             row |= {"metrics": proof["metrics"], "scored_tokens": proof["settings"]["scored_tokens"]}
             row["warnings"] += proof["warnings"]
-            _save(folder, result)
-
-
-def _proven(records: Sequence[str | Path], fixed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """SHA-256 of a file -> its proof, all on the sweep's text and by its settings."""
-    found = {}
-    for record in records:
-        proof = load(record)
-        settings = dict(fixed["settings"])
-        settings["tokens"] = settings["tokens"] or 40 * settings["context"]
-        names = ("tokens", "context", "seed", "dtype")
-        other = [name for name in names if proof["settings"].get(name) != settings[name]]
-        if proof["text"]["sha256"] != fixed.get("text", {}).get("sha256"):
-            other.append("text")
-        if other:
-            raise SpratError(
-                f"the proof {record} was measured with another {other[0]} than this sweep: leave it out"
-            )
-        found[proof["file"]["sha256"]] = proof
-    return found
+            swept.save(folder, result)
 
 
 def _fitted(job: Job, spreads: list[predict.Spread], budget: Budget, folder: Path) -> dict[str, Any]:
@@ -206,34 +184,6 @@ def _predicted(job: Job, spreads: list[predict.Spread], sizes: list[int]) -> lis
     return out
 
 
-def _resume(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
-    """What `folder` holds already, if it is of the same sweep."""
-    path = folder / "result.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        return fixed | {"rows": [], "curve": []}
-    try:
-        before = json.loads(path.read_bytes())
-        if not isinstance(before["rows"], list):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise SpratError(f"{path} is no result of a sweep: choose another folder") from None
-    for name, value in {**fixed, **fixed["settings"]}.items():
-        then = before.get("settings", {}).get(name) if name in fixed["settings"] else before.get(name)
-        if name == "text":
-            then, value = (t and t.get("sha256") for t in (then, value))
-        if name != "settings" and then != value:
-            raise SpratError(
-                f"{folder} holds a sweep with another {name} ({_short(then)}, not {_short(value)}): "
-                "choose another folder"
-            )
-    if ("text" in before) != ("text" in fixed):
-        raise SpratError(
-            f"{folder} holds a sweep {'with' if 'text' in before else 'without'} a text: choose another folder"
-        )
-    return before | fixed
-
-
 def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """The original, which must be the one that is there already."""
     source = job.source
@@ -248,51 +198,3 @@ def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "bytes": source.original_bytes,
         "weights": job.weights,
     }
-
-
-def _distinct(budgets: Sequence[Budget]) -> list[Budget]:
-    return list({str(budget): budget for budget in budgets}.values())
-
-
-def _lost(folder: Path, row: dict[str, Any] | None, text: str | Path | None) -> bool:
-    """Whether there is no row, or one that was left unmeasured and whose file is gone."""
-    if row is None:
-        return True
-    unmeasured = text is not None and "bytes" in row and "metrics" not in row
-    return unmeasured and not ("file" in row and (folder / row["file"]).is_file())
-
-
-def _command(
-    model: str,
-    budgets: list[Budget],
-    folder: Path,
-    text: str | Path | None,
-    settings: dict[str, Any],
-    keep: bool,
-    proofs: Sequence[str | Path],
-) -> str:
-    """The command line that does the same."""
-    words = ["sprat", "sweep", model, "--budgets", ",".join(map(str, budgets)), "--report", str(folder)]
-    words += [] if text is None else ["--text", str(text)]
-    words += [word for name in settings["calibrate"] for word in ("--calibrate", name)]
-    for name in ("seed", "tokens", "context", "dtype"):
-        words += [] if settings[name] is None else [f"--{name}", str(settings[name])]
-    plain = Recipe().to_dict()
-    for name, value in settings["recipe"].items():
-        if value != plain[name]:
-            words += ["--set", f"{name}={json.dumps(value)}"]
-    words += ["--proofs", *map(str, proofs)] * bool(proofs)
-    return shlex.join(words + ["--keep"] * keep)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _save(folder: Path, result: dict[str, Any]) -> None:
-    order = sorted(result["rows"], key=lambda row: row["budget_bytes"])
-    result["rows"] = order
-    write_whole(
-        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 import families
-from sprat.anatomy.shape import FAMILIES, from_config, from_numbers, read
+from sprat.anatomy.config import FAMILIES, from_config, read
+from sprat.anatomy.shape import from_numbers
 from sprat.errors import SourceError
 from sprat.run.architecture import architecture
 

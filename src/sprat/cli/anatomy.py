@@ -84,7 +84,8 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _shape(arguments: argparse.Namespace) -> Shape | None:
     """From the model or the numbers; None where there is a claim alone."""
-    from sprat.anatomy import shape as shapes
+    from sprat.anatomy import config
+    from sprat.anatomy.shape import from_numbers
 
     given = [name for name in _NUMBERS if getattr(arguments, name) is not None]
     if arguments.model is not None:
@@ -92,14 +93,14 @@ def _shape(arguments: argparse.Namespace) -> Shape | None:
             raise SourceError(
                 f"give a MODEL or its shape, not both: --{given[0].replace('_', '-')} is in the config"
             )
-        return shapes.read(arguments.model)
+        return config.read(arguments.model)
     if not given and arguments.claim:
         return None
     if missing := [f"--{name}" for name in _NEEDED if name not in given]:
         raise SourceError(
             f"an anatomy needs a MODEL (config.json, its folder, a .sprat), or a shape: {', '.join(missing)} missing"
         )
-    return shapes.from_numbers(
+    return from_numbers(
         arguments.width,
         arguments.layers,
         arguments.ffn,
