@@ -36,7 +36,7 @@ from sprat.golf.compare import compare
 from sprat.golf.golf import Golf, play, prepare
 from sprat.golf.leaderboard import length_words, spread
 from sprat.golf.recipe import Recipe
-from sprat.golf.result import SCHEMA, result
+from sprat.golf.result import SCHEMA, result, unlike
 from sprat.golf.schedule import Length
 from sprat.sizes import format_bytes
 
@@ -81,7 +81,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--recipes", type=Path, nargs="+", default=[], metavar="TOML")
     add("--cap", type=budget, default="250kB", metavar="B", help="default %(default)s")
-    add("--text", nargs="+", default=[], metavar="TEXT", help="as `sprat golf train` takes it")
+    add(
+        "--text",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="as `sprat golf train` takes it (default: each recipe's)",
+    )
     add("--validation", nargs="+", metavar="TEXT")
     add("--seeds", type=whole, default=3, metavar="N", help="of each recipe (default %(default)s)")
     add("--threads", type=whole, default=1, metavar="N", help="default %(default)s")
@@ -132,7 +138,7 @@ def _paces(options: argparse.Namespace, given: dict[str, Any], length: Length) -
             raise SpratError(
                 f"{path} has no pace of {', '.join(recipes.keys() - found.keys())}: all are timed together"
             )
-        text = corpus.read(options.text, next(iter(recipes.values())).validation, options.validation)
+        text = corpus.of(next(iter(recipes.values())), options.text, options.validation)
         with bars() as progress:
             documents = text.train[:: max(1, len(text.train) // TIMED)]
             found = paces(recipes, documents, length.now, progress=progress)
@@ -172,25 +178,21 @@ def _command(options: argparse.Namespace) -> str:
     for pair in options.settings:
         words += ["--set", pair]
     names = dict.fromkeys(text_name(text) for text in options.text)
-    return shlex.join(
-        [*words, "--recipes", *(f"recipes/{path.name}" for path in options.recipes), "--text", *names]
-    )
+    words += ["--recipes", *(f"recipes/{path.name}" for path in options.recipes)]
+    return shlex.join([*words, "--text", *names] if names else words)
 
 
 def _refuse_other(path: Path, now: dict[str, Any]) -> None:
-    """SpratError where a record's rows were trained under other settings. Keys that recipes gained since have their
-    defaults there."""
+    """SpratError where a record's rows were trained under other settings."""
     if not path.exists():
         return
     before = json.loads(path.read_bytes())
-    before["recipe"] = Recipe.from_dict(before["recipe"]).to_dict()
-    before.setdefault("pace", 0.0)
-    for key in ("recipe", "cap", "length", "pace", "text", "validation", "threads"):
-        if before[key] != now[key]:
-            raise SpratError(
-                f"{path} was trained with {key} {before[key]}, now it is {now[key]}: rows would not compare; give "
-                "another --record, or --redo it"
-            )
+    other = [*unlike(before, now), *(["threads"] if before["threads"] != now["threads"] else [])]
+    for key in other[:1]:
+        raise SpratError(
+            f"{path} was trained with {key} {before.get(key)}, now it is {now[key]}: rows would not compare; give "
+            "another --record, or --redo it"
+        )
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:

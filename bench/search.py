@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for record in records.values():
             record.begin(_command(options), versions(), machine())
         base = Recipe.from_dict({**BASE, "validation": options.share})
-        given = corpus.read(options.text, base.validation)
+        given = corpus.of(base, options.text)
         text = Text.of(given, base.vocabulary)
         with bars() as progress:
             for seed in range(options.seeds):

@@ -178,7 +178,8 @@ class Recipe:
 def checked(kind: Any, values: Mapping[str, Any], name: str = "recipe") -> dict[str, Any]:
     """`values` as fields of the dataclass `kind`: no key unknown, every value of its default's type.
 
-    Integers are taken for floats. RecipeError calls the recipe `name`.
+    Integers are taken for floats, and a text, or a list of texts, for a tuple of them. RecipeError calls the recipe
+    `name`.
     """
     types = {f.name: dict if f.default is MISSING else type(f.default) for f in fields(kind)}
     out: dict[str, Any] = {}
@@ -187,10 +188,20 @@ def checked(kind: Any, values: Mapping[str, Any], name: str = "recipe") -> dict[
             raise RecipeError(f"{name}: unknown key {key!r}{nearest(key, types)}; known: {', '.join(types)}")
         if types[key] is float and type(value) is int:
             value = float(value)
+        if types[key] is tuple:
+            value = _texts(value)
         if type(value) is not types[key]:
-            raise RecipeError(f"{name}: {key} must be {types[key].__name__}, not {value!r}")
+            wanted = "a list of texts" if types[key] is tuple else types[key].__name__
+            raise RecipeError(f"{name}: {key} must be {wanted}, not {value!r}")
         out[key] = value
     return out
+
+
+def _texts(value: Any) -> Any:
+    """A tuple of texts, or `value` where it is none."""
+    several = [value] if isinstance(value, str) else value
+    fine = isinstance(several, list | tuple) and all(isinstance(text, str) and text for text in several)
+    return tuple(several) if fine else value
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +95,19 @@ def test_paced_trainings_read_what_their_steps_cost_beside_the_others(arguments,
     assert "steps taken in turns" in (tmp_path / "paced" / "README.md").read_text()
     # By the clock it would be another table.
     assert golf.main([*call, "--processor-minutes", "0.02"]) == 1
+
+
+def test_recipes_are_timed_on_the_text_that_they_read(arguments, tmp_path, monkeypatch):
+    timed = []
+    streamed = SimpleNamespace(
+        load_dataset=lambda name, split, streaming: ({"text": text} for text in documents(30, 30))
+    )
+    monkeypatch.setitem(sys.modules, "datasets", streamed)
+    monkeypatch.setattr(golf, "paces", lambda recipes, texts, *rest, **more: timed.extend(texts) or {})
+    monkeypatch.setattr(golf, "_train", lambda *rest: None)
+    call = arguments[: arguments.index("--text")]
+    size = len(documents(30, 30)[0])
+    (tmp_path / "own.toml").write_text(TOML + f"stream = {6 * size}\ntext = 'hub:some/set'\n")
+    call[call.index("--recipes") + 1 : call.index("--cap")] = [str(tmp_path / "own.toml")]
+    golf.main([*call, "--paced"])
+    assert 3 <= len(timed) <= 8

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import documents, write
+from small import documents, recipe, write
 
 from sprat.errors import SourceError
 from sprat.golf import corpus, words
+from sprat.golf.overlap import inside, plain
 
 
 def test_the_split_depends_on_the_documents_alone(tmp_path):
@@ -41,6 +42,68 @@ def test_validation_inside_the_training_text_is_refused_by_name(tmp_path):
         corpus.read(write(tmp_path, texts), 0.2, held)
     assert " ".join(texts[2][40:300].split())[:40] in str(error.value)
     assert corpus.read(write(tmp_path, texts), 0.2, held[:1]).validation == ("A new text.",)
+
+
+def test_validation_around_a_training_document_is_refused_by_name(tmp_path):
+    texts = documents(6)
+    short = "Once upon a time.\n"
+    held = write(
+        tmp_path, [f"A line.\n{texts[2].replace('. ', '.  ')}", f"Another. {short} And more."], "held"
+    )
+    train = write(tmp_path, [*texts, short])
+    with pytest.raises(
+        SourceError, match=r"1 of 7 training documents are inside the validation text: 'Story 2\."
+    ):
+        corpus.read(train, 0.2, held)
+    # A few words are everywhere by chance.
+    assert len(corpus.read(train, 0.2, held[1:]).train) == 7 and len(short) < corpus.SHORTEST
+    cut = texts[2][: corpus.SHORTEST]
+    for words_of, said in ((cut, True), (cut[:-1], False)):
+        (tmp_path / "cut.txt").write_text(words_of)
+        (tmp_path / "around.txt").write_text(f"Begin.\n{texts[2]}")
+        given = [tmp_path / "cut.txt"], 0.2, [tmp_path / "around.txt"]
+        if said:
+            with pytest.raises(SourceError, match="inside the validation text"):
+                corpus.read(*given)
+        else:
+            assert corpus.read(*given).train == (words_of.strip(),)
+
+
+def test_what_is_learnt_and_stands_in_a_document_that_is_held_out_is_not_learnt(tmp_path):
+    texts = documents(20)
+    kept = [text for text in texts if not corpus.held_out(text, 0.2)]
+    around = next(t for i in range(99) if corpus.held_out(t := f"{i}\n{kept[0]}\nThe end.", 0.2))
+    found = corpus.read(write(tmp_path, [*texts, around]), 0.2)
+    assert set(found.train) == set(kept[1:]) and around in found.validation and found.dropped == 1
+
+
+@given(
+    st.lists(st.text("ab \n", max_size=80), max_size=6), st.lists(st.text("ab \n", max_size=40), max_size=6)
+)
+@settings(max_examples=100, deadline=None)
+def test_documents_inside_others_are_found_as_by_looking_everywhere(outer, inner):
+    inner = list(dict.fromkeys([*inner, *(text[3:-2] for text in outer), *(text[:40] for text in outer)]))
+    wholes = [plain(text) for text in outer]
+    expected = [text for text in inner if any(plain(text) in whole for whole in wholes)]
+    assert inside(outer, inner) == expected
+
+
+def test_a_recipe_may_name_its_text(tmp_path, monkeypatch):
+    write(tmp_path, documents(6))
+    write(tmp_path, ["A text that is scored."], "held")
+    monkeypatch.chdir(tmp_path)
+    named = recipe(text=["story-*.txt"], validation_text="held-0.txt")
+    assert corpus.of(named) == corpus.read(["story-*.txt"], 0.2, ["held-0.txt"])
+    assert len(corpus.of(named, ["story-1.txt"]).train) == 1
+    # Where a text lies says nothing of what is trained.
+    assert named.to_dict() == recipe().to_dict()
+    with pytest.raises(SourceError, match=r"give --text FILE, or the recipe a key `text`"):
+        corpus.of(recipe())
+    rows = [{"text": f"row {i}"} for i in range(90)]
+    streamed = SimpleNamespace(load_dataset=lambda name, split, streaming: iter(rows))
+    monkeypatch.setitem(sys.modules, "datasets", streamed)
+    found = corpus.of(recipe(stream=60, validation=0.5, text="hub:some/set"))
+    assert len(found.train) + len(found.validation) == 12  # of 5 characters each
 
 
 def test_no_piece_of_a_long_text_is_held_out_while_another_is_learnt(tmp_path):

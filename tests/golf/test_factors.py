@@ -15,6 +15,8 @@ from sprat.golf.score import score_file
 from sprat.run.model import to_torch
 
 CAP = 14_000
+#: Bits a byte after a few steps; knowing nothing costs 2.7, and these end between 1.2 and 1.5.
+LEARNT = 1.7
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_a_golf_of_an_equation_ends_in_the_cap(formula, text, tmp_path):
     result = golf(chosen, text, str(CAP), Length("tokens", 6000), out)
     (row,) = result["runs"]
     assert row["bytes"] == out.stat().st_size <= CAP
-    assert row["engine"] == "torch" and row["bits_per_byte"] < 4.0
+    assert row["engine"] == "torch" and row["bits_per_byte"] < LEARNT
     # What is stored are the factors: as many numbers as the decoder has, and no others.
     with container.open(out) as artifact:
         assert sum(line.weights for line in artifact.ledger().lines) == row["parameters"]
@@ -46,8 +48,8 @@ def test_a_golf_of_an_equation_ends_in_the_cap(formula, text, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(read(input_ids=ids).logits, model(ids))
     # The file scores what the model that it was made from scored, but for the rounding.
-    assert abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.2
-    assert score_file(out, documents()[:2]).bits_per_byte < 4.0
+    assert abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.01
+    assert score_file(out, documents()[:2]).bits_per_byte < LEARNT
 
 
 def test_the_fisher_metric_predicts_what_rounding_costs():

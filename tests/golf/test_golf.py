@@ -137,6 +137,44 @@ def test_a_golf_that_was_stopped_resumes_to_the_same_file_and_no_other_does(play
     assert (tmp_path / "g.sprat").read_bytes() == (folder / "g.sprat").read_bytes()
 
 
+def test_what_a_training_depends_on_is_its_checkpoints_key(played, tmp_path, monkeypatch):
+    _, files, _ = played
+    (tmp_path / "t.sprat").write_bytes(b"SPRT one")
+
+    def key(seed=0, given=files, cap="28kB", kind="tokens", amount=10_000_000, pace=0.0, **settings):
+        taught = recipe(teacher=str(tmp_path / "t.sprat"), **settings)
+        game = golfs.prepare(taught, given, cap, Length(kind, amount, pace))
+        return golfs._checkpoint(game, tmp_path / "g.sprat", seed).key
+
+    base = key()
+    assert base == key() == key(given=None, text=[str(file) for file in files])
+    others = [
+        key(seed=1), key(given=files[1:]), key(cap="28001"), key(amount=10_000_001), key(kind="seconds"),
+        key(pace=1e-6), key(width=64),
+    ]  # fmt: skip
+    (tmp_path / "t.sprat").write_bytes(b"SPRT two")
+    others.append(key())
+    monkeypatch.setattr(golfs.processes, "count", lambda: 2)
+    others.append(key())
+    assert all(other != base for other in others)
+
+
+def test_the_recipes_own_text_is_learnt_from(played, tmp_path, monkeypatch, capsys):
+    folder, files, result = played
+    monkeypatch.chdir(folder)
+    own = recipe(text=[file.name for file in files])
+    with monkeypatch.context() as without:  # what is over is the same golf, wherever its text is named
+        without.setattr(golfs, "play", None)
+        again = golf(own, None, "28kB", STEPS, folder / "g.sprat", resume=True)
+    assert again["runs"] == result["runs"] and again["recipe"] == result["recipe"]
+    (tmp_path / "r.toml").write_text("validation = 0.2\n")
+    call = ["golf", "train", str(tmp_path / "r.toml"), "--cap", "1kB", "--tokens", "9", "-o", "x.sprat"]
+    assert main(call) == 2
+    assert "give --text FILE, or the recipe a key `text`" in capsys.readouterr().err
+    (tmp_path / "r.toml").write_text("validation = 0.2\ntext = ['story-*.txt']\nvocabulary = 320\n")
+    assert main(call) == 2 and "a cap of 1,000 bytes is too small" in capsys.readouterr().err
+
+
 def test_a_golf_that_is_killed_resumes_to_the_same_file(played, tmp_path):
     folder, files, result = played
     out = tmp_path / "g.sprat"

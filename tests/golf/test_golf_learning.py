@@ -12,9 +12,10 @@ import torch
 from small import documents, recipe, write
 from test_model import random_model
 
+import sprat
 from sprat.errors import RecipeError, SourceError, SpratError
+from sprat.golf import corpus, prune, teacher, words
 from sprat.golf import golf as golfs
-from sprat.golf import prune, words
 from sprat.golf.batches import Batches
 from sprat.golf.curriculum import MASS, Curriculum, bigram
 from sprat.golf.golf import golf
@@ -216,6 +217,18 @@ def test_a_teacher_is_a_file_with_the_same_tokens_or_is_refused(tmp_path):
             length,
             tmp_path / "s.sprat",
         )
+    # What a fit starts from teaches as well: here the same model as a folder, which says the same.
+    sprat.export(tmp_path / "t.sprat", "hf", tmp_path / "t", "float32")
+    read = torch.tensor(IDS[:40].astype(np.int64))[None]
+    tokenizer = words.learn(corpus.read(files, 0.2).train, 320)
+    one, other = (teacher.load(tmp_path / name, tokenizer)(read) for name in ("t.sprat", "t"))
+    assert torch.allclose(one, other, atol=1e-4) and one.shape == (1, 40, 320)
+    folder = recipe(teacher=str(tmp_path / "t"), fit={"tokens": 1024, "heal": 0})
+    assert golf(folder, files, "28kB", length, tmp_path / "f.sprat")["runs"][0]["bytes"] <= 28000
+    with pytest.raises(SourceError, match=r"t cuts text into other tokens \(320 of them, the student 300\)"):
+        teacher.load(tmp_path / "t", words.learn(TEXTS, 300))
+    with pytest.raises(SpratError, match="there is no file or folder"):
+        teacher.digest("./absent")
     with pytest.raises(SpratError, match="cannot open the teacher"):
         golf(recipe(teacher="absent.sprat"), files, "28kB", length, tmp_path / "s.sprat")
 

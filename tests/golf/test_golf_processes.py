@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small import documents, recipe
 
 from several import run
+from sprat.golf import golf as golfs
 from sprat.golf import words
 from sprat.golf.batches import Batches
 from sprat.golf.loop import run as finish
@@ -47,3 +49,26 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         # The order in which floats are added differs, and Muon makes much of a little.
         apart = (two["model"][name] - weight).norm() / weight.norm()
         assert float(apart) < 0.01, (name, float(apart))
+
+
+def by_the_clock(folder: Path, kind: str) -> None:
+    """A curriculum, which takes time before the first step too, and then steps; each process has a clock of its own."""
+    with processes.joined():
+        ticks, pace = itertools.count(), (1.0, 1.7)[processes.rank()]
+        Length.now = lambda self: 1000 * processes.rank() + pace * next(ticks)  # type: ignore[method-assign]
+        texts = documents()
+        r = recipe(easy=0.5, noise=0.5, rate_term=0.4, prune_from=80, precision="float32")
+        ids = words.stream(words.learn(texts, 320), texts)
+        training = golfs._training(r, 320, ids, Length(kind, 30), 0)
+        finish(training)
+        found = {"model": training.model.state_dict(), "step": training.step, "seconds": training.seconds}
+        torch.save(found, folder / f"{processes.rank()}.pt")
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("seconds", 29), ("processor seconds", 11)])
+def test_the_first_processs_clock_is_everybodys(tmp_path, kind, steps):
+    for process in run(by_the_clock, tmp_path, kind, seconds=60):
+        assert process.status == 0, process.err
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["step"] == second["step"] == steps and first["seconds"] == second["seconds"]
+    assert all(torch.equal(first["model"][name], weight) for name, weight in second["model"].items())

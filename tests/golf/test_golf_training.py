@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,31 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path, settings):
     assert not same(whole, training(seed=1, **settings))
 
 
+def test_a_resumed_training_keeps_the_points_before(tmp_path):
+    torch.set_num_threads(1)
+    told, checkpoint = run(training(256 * 50)), Checkpoint(tmp_path / "c", {}, 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def die(point):
+        if point.step > 21:  # the checkpoint before is of a step between two points
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(training(256 * 50), checkpoint, watch=die)
+    again = run(training(256 * 50), checkpoint, saved=checkpoint.load())
+    assert len(again) == 20
+    for one, other in zip(again, told, strict=True):
+        assert (one.share, one.step, one.tokens, one.loss) == (
+            other.share,
+            other.step,
+            other.tokens,
+            other.loss,
+        )
+    assert all(a.seconds < b.seconds for a, b in pairwise(again))
+
+
 def test_the_mean_of_the_weights_is_what_is_stored():
     t = training(ema=0.5)
     expected = next(t.model.parameters()).detach().clone()
@@ -107,6 +134,17 @@ def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert 0 < kept["step"] == t.step + 1 - t.above and kept["above"] == 0
     assert f"step {t.step + 1} " in str(error.value)
     assert all(bool(p.isfinite().all()) for p in kept["model"].values())
+
+
+def test_a_training_that_ends_above_knowing_nothing_is_no_result(tmp_path, monkeypatch):
+    t, checkpoint = training(), Checkpoint(tmp_path / "c", {}, 0.0)
+    losses = iter([5.0] * 17 + [9.0] * 3)
+    monkeypatch.setattr(t, "_gradients", lambda: next(losses))
+    with pytest.raises(
+        TrainingError, match=r"ended diverging at step 20 .* 9\.000 nats .*last good checkpoint is"
+    ):
+        run(t, checkpoint)
+    assert checkpoint.load()["step"] == 17
 
 
 def test_a_loss_that_comes_back_has_not_diverged(monkeypatch):
@@ -133,6 +171,9 @@ def test_a_loss_that_comes_back_has_not_diverged(monkeypatch):
         ({"vocabulary": 100}, "257 to 16384"),
         ({"activation": "relu2"}, '"int8-zlib" with squared ReLU'),
         ({"warm_up": 0.6, "cool_down": 0.6}, "0 to 1 - warm_up"),
+        ({"easy": 0.9, "drop": 0.2}, "easy = 0.9 is not allowed; it must be at most 1 - drop"),
+        ({"text": [3]}, "text must be a list of texts, not"),
+        ({"teach": {"text": ["a.txt"]}}, r"\[teach\] text = .* it is the student's"),
         ({"fit": {"trelis": 4}}, r"unknown key 'trelis' \(did you mean 'trellis'\?\)"),
     ],
 )

@@ -12,7 +12,9 @@ from sprat.errors import ProofError
 from sprat.golf.leaderboard import gather, write
 
 
-def result(scores: list[float], cap: int = 250_000, minutes: float = 3.0, held: str = "v") -> dict:
+def result(
+    scores: list[float], cap: int = 250_000, minutes: float = 3.0, held: str = "v", pace: float = 0.0
+) -> dict:
     row = {"parameters": 1000, "tokens": 5000, "engine": "native"}
     runs = [
         {**row, "bits_per_byte": s, "bits_per_byte_before": s - 0.1, "bytes": cap - i}
@@ -21,7 +23,7 @@ def result(scores: list[float], cap: int = 250_000, minutes: float = 3.0, held: 
     return {
         "schema": "sprat.golf/1", "cap": cap, "length": {"kind": "processor seconds", "amount": 60 * minutes},
         "threads": 1, "machine": {"processor": "P"}, "runs": runs,
-        "validation": {"hash": held, "documents": 11, "bytes": 500_000},
+        "pace": pace, "validation": {"hash": held, "documents": 11, "bytes": 500_000},
     }  # fmt: skip
 
 
@@ -49,6 +51,19 @@ def test_only_what_is_comparable_stands_together_best_first(folder):
     assert boards[0].rows()[1][:8] == (
         "2", "a/dense", "2", "250,000", "1,000", "5,000", "1.3500", "1.4500 ± 0.0707",
     )  # fmt: skip
+
+
+def test_what_a_pace_counted_stands_apart_from_what_the_clock_did(tmp_path):
+    found = {"clock": result([1.2]), "a": result([1.3], pace=1e-3), "b": result([1.1], pace=2e-3)}
+    found["old"] = {name: value for name, value in result([1.4]).items() if name != "pace"}
+    for name, value in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    boards = {board.title: [e.name for e in board.entries] for board in gather(tmp_path)}
+    scored = "scored on 11 documents (500 kB)"
+    assert boards == {
+        f"250 kB, 3 processor minutes counted by a pace, {scored}": ["b", "a"],
+        f"250 kB, 3 processor minutes, {scored}": ["clock", "old"],
+    }
 
 
 def test_pages_hold_every_result_and_a_picture(folder, capsys):

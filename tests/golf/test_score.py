@@ -126,8 +126,8 @@ def result(scores: list[float], cap: int = 1000, hash: str = "v") -> dict:
         for i, s in enumerate(scores)
     ]
     return {
-        "schema": "sprat.golf/1", "cap": cap, "length": 1, "threads": 1, "machine": "m", "runs": rows,
-        "validation": {"hash": hash}, "text": {"hash": "t"},
+        "schema": "sprat.golf/1", "cap": cap, "length": {"kind": "tokens", "amount": 1}, "threads": 1, "machine": "m",
+        "runs": rows, "validation": {"hash": hash}, "text": {"hash": "t"},
     }  # fmt: skip
 
 
@@ -138,6 +138,12 @@ def test_a_comparison_tells_which_is_better_and_what_is_unequal(tmp_path):
         found.unequal == ("cap: 1000 and 2000",) and "the second is better by 0.4500" in found.sentences()[0]
     )
     assert compare(result([2.0]), result([1.0])).p is None
+    hour = {"length": {"kind": "seconds", "amount": 3600}}
+    paced = [{**result([1.0]), **hour, "pace": pace} for pace in (0.0, 1e-3, 2e-3)]
+    assert compare(paced[0], paced[1]).unequal == ("counted by: the clock and a pace",)
+    assert compare(paced[1], paced[2]).unequal == ()  # of the same time, each by what its own tokens cost
+    several = {**result([1.0]), "processes": 2}
+    assert compare(result([1.0]), several).unequal == ("processes: 1 and 2",)
     with pytest.raises(ProofError, match="different documents"):
         compare(result([1.0]), result([1.0], hash="w"))
     (tmp_path / "a.json").write_text(json.dumps(result([1.0])))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from golf.small import documents, recipe, write
 from sprat.cli.main import main
 from sprat.equations.grammar import parse
 from sprat.equations.network import parse as parse_network
-from sprat.errors import BudgetError, RecipeError, SpratError
+from sprat.errors import BudgetError, RecipeError, SourceError, SpratError
 from sprat.golf.recipe import Recipe
 from sprat.search import proposals, study
 from sprat.search.candidate import Candidate, network
@@ -193,4 +195,12 @@ def test_what_cannot_be_searched_is_refused(arguments, error, says, text, tmp_pa
 
 def test_the_command_line_says_what_is_missing(capsys):
     assert main(["search", "--cap", "40kB"]) == 2
-    assert "a search needs --minutes, --text, --out" in capsys.readouterr().err
+    assert "a search needs --minutes, --out" in capsys.readouterr().err
+
+
+def test_a_search_reads_as_much_of_a_data_set_as_its_recipe_says(monkeypatch, tmp_path):
+    rows = [{"text": f"row {i}"} for i in range(90)]
+    streamed = SimpleNamespace(load_dataset=lambda name, split, streaming: iter(rows))
+    monkeypatch.setitem(sys.modules, "datasets", streamed)
+    with pytest.raises(SourceError, match="the text has 1 documents"):
+        search(["hub:some/set"], "40kB", 1.0, tmp_path / "s", recipe=replace(BASE, stream=3))

@@ -218,22 +218,22 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_corpus(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_corpus(parser: argparse.ArgumentParser) -> None:
     """What is learnt from and what is scored: the same for `golf train` and `search`."""
     parser.add_argument(
         "--text",
         nargs="+",
         action="extend",
-        required=required,
         metavar="TEXT",
-        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT]",
+        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT] (default: the recipe's "
+        "`text`)",
     )
     parser.add_argument(
         "--validation",
         nargs="+",
         action="extend",
         metavar="TEXT",
-        help="what is scored (default: a share of the documents, by their hash)",
+        help="what is scored (default: the recipe's `validation_text`, or a share of the documents, by their hash)",
     )
 
 

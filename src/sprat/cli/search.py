@@ -21,14 +21,14 @@ EXAMPLES = """  sprat search --cap 100kB --minutes 20 --text speeches/*.txt -o f
 A candidate is an equation, a number of layers and bits a number; its width is the largest that fits the cap. All are
 trained for the same processor time. docs/equations.md has the grammar."""
 #: What a search cannot do without.
-_NEEDED = ("cap", "minutes", "text", "out")
+_NEEDED = ("cap", "minutes", "out")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The flags of a search, and two verbs."""
     parser.add_argument("--cap", type=budget, metavar="B", help="what every candidate's file may weigh")
     parser.add_argument("--minutes", type=float, metavar="M", help="processor time of the whole search")
-    add_corpus(parser, required=False)
+    add_corpus(parser)
     parser.add_argument(
         "--recipe",
         type=Path,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sprat.errors import ProofError
+from sprat.golf.result import GAINED, counted_by
 from sprat.prove.intervals import Estimate, estimate, resample
 
 _ITERATIONS, _EPS = 300, 1e-15
@@ -79,8 +80,12 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     t = freedom = p = None
     if min(side.seeds for side in sides) > 1:
         t, freedom, p = welch(*([run["bits_per_byte"] for run in result["runs"]] for result in (a, b)))
-    shared = ("cap", "length", "threads", "machine")
-    unequal = tuple(f"{key}: {_plain(a[key])} and {_plain(b[key])}" for key in shared if a[key] != b[key])
+    first, second = ({**GAINED, **result, "counted by": counted_by(result)} for result in (a, b))
+    unequal = tuple(
+        f"{key}: {_plain(first[key])} and {_plain(second[key])}"
+        for key in ("cap", "length", "counted by", "threads", "processes", "machine")
+        if first[key] != second[key]
+    )
     if a["text"]["hash"] != b["text"]["hash"]:
         unequal += ("training text",)
     return Comparison(sides[0], sides[1], difference, t, freedom, p, unequal)

@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprat.errors import ProofError, SourceError
+from sprat.golf.overlap import inside, plain
 from sprat.prove import text as texts
 from sprat.source.text import rows
 
+if TYPE_CHECKING:
+    from sprat.golf.recipe import Recipe
+
 #: So many characters of a data set of the hub are read, unless the recipe's `stream` says otherwise.
 STREAM = 100_000_000
+#: A document that is learnt from and has fewer characters, white space being one, may stand inside one that is scored:
+#: a few words are everywhere by chance.
+SHORTEST = 100
 #: So many characters of a document name it in an error.
 _NAMED = 60
 
@@ -21,7 +29,7 @@ _NAMED = 60
 class Corpus:
     """Documents to learn from and documents to score, none in both.
 
-    dropped: documents that had come before, word for word, and of those to score any that one to learn from holds.
+    dropped: documents that had come before, word for word, and any that a document of the other side holds.
     """
 
     train: tuple[str, ...]
@@ -47,11 +55,13 @@ def read(
 ) -> Corpus:
     """Documents of texts (`documents`). Those of `validation` are scored, or else `share` of the training documents.
 
+    Of a document that is scored and one that is learnt from, the one that stands inside the other is left out.
+
     Raises SourceError: a text that is missing, empty, binary or not UTF-8; no document left to learn from or to score;
-    `validation` documents that are among the training documents, or inside one.
+    `validation` documents that are among the training documents, inside one, or around one of SHORTEST characters.
     """
     if not training:
-        raise SourceError("no training text was named: give --text FILE")
+        raise SourceError("no training text was named: give --text FILE, or the recipe a key `text`")
     everything = documents(training, stream)
     once = list(dict.fromkeys(everything))
     dropped = len(everything) - len(once)
@@ -61,15 +71,24 @@ def read(
         return Corpus(tuple(once), tuple(held), dropped)
     kept = [document for document in once if not held_out(document, share)]
     held = [document for document in once if held_out(document, share)]
-    inside = set(_inside(kept, held))
-    held = [document for document in held if document not in inside]
+    within = set(inside(kept, held))
+    held = [document for document in held if document not in within]
+    around = set(_surrounded(kept, held))
+    kept = [document for document in kept if document not in around]
     if not held or not kept:
         raise SourceError(
             f"the text has {len(once)} documents, of which {len(held)} would be held out ({share:.0%} by their hash): "
             "give more text, mark its documents (<|endoftext|>, form feeds, three blank lines; each file is one too), "
             "or name what is to be scored with --validation FILE"
         )
-    return Corpus(tuple(kept), tuple(held), dropped + len(inside))
+    return Corpus(tuple(kept), tuple(held), dropped + len(within) + len(around))
+
+
+def of(
+    recipe: Recipe, text: Sequence[str | Path] | None = None, validation: Sequence[str | Path] | None = None
+) -> Corpus:
+    """`read` as a recipe asks for it; its own texts where no others are named."""
+    return read(text or recipe.text, recipe.validation, validation or recipe.validation_text, recipe.stream)
 
 
 def documents(named: Sequence[str | Path], stream: int = STREAM) -> list[str]:
@@ -124,19 +143,25 @@ def _streamed(name: str, characters: int) -> Iterator[str]:
 
 
 def _refuse_overlap(train: Sequence[str], held: Sequence[str]) -> None:
-    """Raise SourceError naming the validation documents that the training text holds."""
-    if seen := _inside(train, held):
-        names = "; ".join(repr(" ".join(document.split())[:_NAMED]) for document in seen[:5])
-        more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+    """Raise SourceError naming the documents that both texts hold."""
+    if seen := inside(train, held):
         raise SourceError(
-            f"{len(seen)} of {len(held)} validation documents are inside the training text: {names}{more}"
+            f"{len(seen)} of {len(held)} validation documents are inside the training text: {_names(seen)}"
+        )
+    if seen := _surrounded(train, held):
+        raise SourceError(
+            f"{len(seen)} of {len(train)} training documents are inside the validation text: {_names(seen)}"
         )
 
 
-def _inside(train: Sequence[str], held: Sequence[str]) -> list[str]:
-    """The documents of `held` that `train` holds, however either breaks its lines."""
-    whole = "\n".join(" ".join(document.split()) for document in train)
-    return [document for document in held if " ".join(document.split()) in whole]
+def _names(documents: Sequence[str]) -> str:
+    names = "; ".join(repr(plain(document)[:_NAMED]) for document in documents[:5])
+    return names + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
+
+
+def _surrounded(train: Sequence[str], held: Sequence[str]) -> list[str]:
+    """The documents of `train`, of SHORTEST characters or more, that `held` holds."""
+    return inside(held, [document for document in train if len(plain(document)) >= SHORTEST])
 
 
 def _hash(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,20 +17,19 @@ import torch
 from tokenizers import Tokenizer
 
 from sprat.errors import BudgetError, SpratError
-from sprat.fit import FitResult
 from sprat.folders import write_whole
-from sprat.golf import corpus, finish, score, words
+from sprat.golf import corpus, finish, words
+from sprat.golf import teacher as teachers
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
 from sprat.golf.curriculum import Curriculum
-from sprat.golf.loop import Point, run
+from sprat.golf.ended import end
+from sprat.golf.loop import Point, counted, run
 from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
 from sprat.golf.result import finished, result
 from sprat.golf.schedule import Length
-from sprat.golf.score import Score
 from sprat.golf.teacher import Teacher
-from sprat.golf.teacher import load as load_teacher
 from sprat.golf.training import Training
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
@@ -51,11 +49,13 @@ class Golf:
     cap: int
     length: Length
     corpus: Corpus
+    teacher: str = ""
+    """SHA-256 (hex) of the recipe's teacher, if any."""
 
 
 def golf(
     recipe: Recipe,
-    text: Sequence[str | Path],
+    text: Sequence[str | Path] | None,
     cap: str | Budget,
     length: Length,
     out: str | Path,
@@ -69,10 +69,10 @@ def golf(
 ) -> dict[str, Any]:
     """Train `recipe` on `text` for `length`, end in at most `cap` bytes at `out`, and score it.
 
-    seeds: so many trainings, with seeds `seed`, `seed` + 1, …; the second's file is `out` with -seed1 in its name, and
-    so on. Beside `out` stands a JSON of the same name with every figure, which is returned; and, while it trains, a
-    checkpoint, from which `resume` goes on to the same bits (on one thread). watch: is told points of the training and
-    their bits per byte of training text.
+    text, validation: None for the recipe's own. seeds: so many trainings, with seeds `seed`, `seed` + 1, …; the second
+    one's file is `out` with -seed1 in its name, and so on. Beside `out` stands a JSON of the same name with every
+    figure, which is returned; and, while it trains, a checkpoint, from which `resume` goes on to the same bits (on one
+    thread). watch: is told points of the training and their bits per byte of training text.
 
     Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError.
     """
@@ -95,7 +95,7 @@ def golf(
 
 def prepare(
     recipe: Recipe,
-    text: Sequence[str | Path],
+    text: Sequence[str | Path] | None,
     cap: str | Budget,
     length: Length,
     validation: Sequence[str | Path] | None = None,
@@ -104,9 +104,8 @@ def prepare(
     size = parse_budget(cap) if isinstance(cap, str) else cap
     if size.kind != "bytes":
         raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")
-    return Golf(
-        recipe, int(size.value), length, corpus.read(text, recipe.validation, validation, recipe.stream)
-    )
+    taught = teachers.digest(recipe.teacher) if recipe.teacher else ""
+    return Golf(recipe, int(size.value), length, corpus.of(recipe, text, validation), taught)
 
 
 def play(
@@ -140,13 +139,11 @@ def play(
     length = replace(game.length, amount=share * game.length.amount)
     training = _training(recipe, vocabulary, ids, length, seed, teacher)
     training.noise_bits = weighed.bits(game.cap)
-    if saved:
-        training.restore(saved)
-    points = run(training, checkpoint, progress, tell)
+    points = run(training, checkpoint, progress, tell, saved)
     if processes.rank():
         return {}
     model = training.result()
-    ended = _ended(game, model, tokenizer, out, seed, progress)
+    ended = end(model, recipe, tokenizer, game.cap, given, out, seed, progress)
     checkpoint.remove()
     _teachers(out).unlink(missing_ok=True)
     return {
@@ -171,50 +168,6 @@ def play(
     }
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """A model in its cap. before, rounded, after: what it scores before any rounding, as rounding alone leaves it, and
-    as its file stands; fitted: None for a file that no fit made."""
-
-    before: Score
-    rounded: Score
-    after: Score
-    fitted: FitResult | None
-
-    def figures(self) -> dict[str, Any]:
-        """Its part of a row."""
-        after, fitted = self.after, self.fitted
-        return {
-            "bits_per_byte": after.bits_per_byte,
-            "bits_per_byte_before": self.before.bits_per_byte,
-            "bits_per_byte_rounded": self.rounded.bits_per_byte,
-            "engine": after.engine,
-            "documents": [[b, n] for b, n in zip(after.bits.tolist(), after.nbytes.tolist(), strict=True)],
-            "level": fitted and fitted.level,
-            "bits_per_weight": fitted and fitted.bits_per_weight,
-            "finish_seconds": fitted and {stage: round(s, 1) for stage, s in fitted.seconds.items()},
-            "warnings": fitted.warnings if fitted else [],
-        }
-
-
-def _ended(
-    game: Golf, model: Decoder, tokenizer: Tokenizer, out: Path, seed: int, progress: Progress
-) -> _Ended:
-    """Write `out`, and score what each stage left."""
-    train, held = game.corpus.train, game.corpus.validation
-    before = score.score_model(model, game.recipe.context, tokenizer, held, progress=progress)
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as root:
-        unhealed = Path(root) / out.name
-        fitted = finish.into_cap(
-            model, game.recipe, tokenizer, game.cap, out, train, seed, progress, unhealed
-        )
-        after = rounded = score.score_file(out, held, threads=threads, progress=progress)
-        if unhealed.exists():
-            rounded = score.score_file(unhealed, held, threads=threads, progress=progress)
-    return _Ended(before, rounded, after, fitted)
-
-
 def _training(
     recipe: Recipe,
     vocabulary: int,
@@ -233,7 +186,7 @@ def _training(
         batches = Batches(ids, recipe.context, recipe.batch, seed)
     spent = length.now() - started
     training = Training(recipe, vocabulary, batches, length, seed, teacher)
-    training.seconds = spent
+    training.seconds = counted(length, spent)
     return training
 
 
@@ -250,15 +203,14 @@ def _teacher(
     """What the recipe learns from beside the text, and its training where it is trained here."""
     recipe = game.recipe
     if recipe.teacher:
-        return load_teacher(recipe.teacher, tokenizer), None
+        return teachers.load(recipe.teacher, tokenizer), None
     if not recipe.teach:
         return None, None
     length = replace(game.length, amount=recipe.teach_share * game.length.amount)
     own = _training(recipe.teacher_recipe(), tokenizer.get_vocab_size(), ids, length, seed)
     checkpoint = replace(_checkpoint(game, out, seed), path=_teachers(out))
-    if resume and checkpoint.path.exists():
-        own.restore(checkpoint.load())
-    run(own, checkpoint, progress, tell)
+    saved = checkpoint.load() if resume and checkpoint.path.exists() else None
+    run(own, checkpoint, progress, tell, saved)
     return own.result(), own
 
 
@@ -270,10 +222,13 @@ def _teachers(out: Path) -> Path:
 def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
     """Beside `out`; what the training depends on is its key, so that no other goes on from it."""
     key = {
-        "recipe": json.dumps(game.recipe.to_dict(), sort_keys=True),
+        "recipe": json.dumps({**game.recipe.to_dict(), "teacher": ""}, sort_keys=True),
+        "teacher": game.teacher or "none",
         "text": game.corpus.hash,
-        "length": f"{game.length.amount:g} {game.length.kind}",
+        "length": f"{float(game.length.amount)} {game.length.kind}",
+        "pace": f"{game.length.pace} seconds a token",
         "cap": str(game.cap),
         "seed": str(seed),
+        "number of processes": str(processes.count()),
     }
     return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)

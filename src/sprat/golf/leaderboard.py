@@ -1,4 +1,5 @@
-"""All golf results under a folder, those that are comparable in one table: the same cap, length and held-out text."""
+"""All golf results under a folder, those that are comparable in one table: the same cap, length, what it is counted by,
+and held-out text."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from sprat.errors import ProofError
 from sprat.folders import write_whole
-from sprat.golf.result import read
+from sprat.golf.result import counted_by, read
 from sprat.prove.chart import COLOURS, Chart, Series
 from sprat.sizes import format_bytes
 
@@ -84,7 +85,8 @@ class Board:
 
 
 def gather(folder: Path) -> list[Board]:
-    """A board for each cap, length and held-out text, the smallest cap first. ProofError where there is no result."""
+    """A board for each cap, length, clock or pace, and held-out text, the smallest cap first. ProofError where there is
+    no result."""
     if not folder.is_dir():
         raise ProofError(f"there is no folder {folder}")
     groups: dict[tuple[Any, ...], list[Entry]] = {}
@@ -98,6 +100,7 @@ def gather(folder: Path) -> list[Board]:
             result["cap"],
             length["kind"],
             length["amount"],
+            counted_by(result),
             held["documents"],
             held["bytes"],
             held["hash"],
@@ -108,7 +111,7 @@ def gather(folder: Path) -> list[Board]:
             f"there is no result of a golf in {folder}: `sprat golf train` writes them beside its files"
         )
     return [
-        Board(_title(*key[:5]), tuple(sorted(groups[key], key=lambda entry: fmean(entry.scores))))
+        Board(_title(*key[:6]), tuple(sorted(groups[key], key=lambda entry: fmean(entry.scores))))
         for key in sorted(groups)
     ]
 
@@ -176,6 +179,7 @@ def _html(board: Board) -> str:
     return f"<table><tr>{''.join(f'<th>{name}' for name in COLUMNS)}{''.join(rows)}</table>\n"
 
 
-def _title(cap: int, kind: str, amount: float, documents: int, nbytes: int) -> str:
+def _title(cap: int, kind: str, amount: float, counted: str, documents: int, nbytes: int) -> str:
     scored = f"scored on {documents} documents ({format_bytes(nbytes)})"
-    return f"{format_bytes(cap)}, {length_words(kind, amount)}, {scored}"
+    paced = " counted by a pace" if counted == "a pace" else ""
+    return f"{format_bytes(cap)}, {length_words(kind, amount)}{paced}, {scored}"

@@ -76,6 +76,7 @@ def combinations(r: Recipe) -> Iterator[tuple[str, bool, str]]:
     plain = (r.shared, r.memory, r.experts, r.weights, r.prune_from) == ("none", "none", 0, "real", 0)
     yield ("equation", not r.equation or plain,
            "empty beside shared layers, memory, experts, trained integers and pruning")
+    yield "easy", r.easy + r.drop <= 1, "at most 1 - drop"
     yield "teacher", not (r.teacher and r.teach), "empty where [teach] trains one"
     yield ("finish", r.finish == "int8-zlib" or r.activation == "swiglu",
            '"int8-zlib" with squared ReLU, which the engine does not serve')

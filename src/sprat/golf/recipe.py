@@ -14,6 +14,9 @@ from sprat.equations.term import Space
 from sprat.errors import RecipeError
 from sprat.golf.limits import VOCABULARY, combinations, ranges
 
+#: Keys that say where text lies, and nothing of what is trained.
+PLACES = ("text", "validation_text")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,6 +28,10 @@ class Recipe:
     """Share of the documents, chosen by their hash, that is held out and scored."""
     stream: int = 100_000_000
     """Characters that are read of each data set of the hub."""
+    text: tuple[str, ...] = ()
+    """Where no text is named beside the recipe: files, folders, patterns or hub:NAME, from the working folder."""
+    validation_text: tuple[str, ...] = ()
+    """Likewise what is scored, in the place of a share of the documents."""
 
     layers: int = 4
     """Decoder layers that are stored."""
@@ -108,7 +115,8 @@ class Recipe:
     drop: float = 0.0
     """Share of the windows, those that it predicts worst, that are never read."""
     teacher: str = ""
-    """A file to learn from as well: a .sprat with the tokenizer that this text gives (golf/teacher.py)."""
+    """A model to learn from as well, with the tokenizer that this text gives (golf/teacher.py): a .sprat, or what
+    `sprat fit` opens."""
     teach: Mapping[str, Any] = field(default_factory=dict)
     """The table [teach]: the keys in which a teacher differs that is trained first, in place of such a file."""
     teach_share: float = 0.4
@@ -141,7 +149,7 @@ class Recipe:
     def teacher_recipe(self) -> Recipe:
         """Of the teacher that [teach] describes: nothing is rounded in it, pruned or taught."""
         own = {"teach": {}, "teacher": "", "prune_from": 0, "rate_term": 0.0, "noise": 0.0}
-        for key in ("vocabulary", "validation", "stream", "context"):
+        for key in ("vocabulary", "validation", "stream", "context", *PLACES):
             if self.teach.get(key, getattr(self, key)) != getattr(self, key):
                 raise RecipeError(f"golf recipe: [teach] {key} = {self.teach[key]!r}: it is the student's")
         return Recipe.from_dict({**self.to_dict(), **own, **self.teach})
@@ -176,4 +184,5 @@ class Recipe:
         return Recipe(**fits.checked(Recipe, values, "golf recipe"))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its values without PLACES: results, files and checkpoints name their texts by hash, wherever they lay."""
+        return {name: value for name, value in asdict(self).items() if name not in PLACES}

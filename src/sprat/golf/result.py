@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sprat.errors import ProofError
+from sprat.golf.recipe import Recipe
 from sprat.prove.environment import machine, versions
+from sprat.training import processes
 
 if TYPE_CHECKING:
     from sprat.golf.golf import Golf
 
 SCHEMA = "sprat.golf/1"
+#: What rows of one result share. Of what results have gained since the first ones: as it was then.
+SHARED = ("recipe", "teacher", "cap", "length", "pace", "text", "validation", "processes")
+GAINED = {"pace": 0.0, "processes": 1}
 
 
 def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -26,6 +31,7 @@ def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "cap": game.cap,
         "length": {"kind": game.length.kind, "amount": game.length.amount},
         "pace": game.length.pace,
+        "teacher": game.teacher,
         "text": {
             "documents": len(given.train),
             "bytes": sum(len(d.encode()) for d in given.train),
@@ -39,6 +45,7 @@ def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "runs": runs,
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "versions": versions(),
         "machine": machine(),
     }
@@ -59,13 +66,33 @@ def read(path: Path) -> dict[str, Any]:
     )
 
 
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Of SHARED what two results do not: their rows do not belong together."""
+    a, b = _plain(a), _plain(b)
+    return [name for name in SHARED if a[name] != b[name]]
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """With every key that recipes and results have now; a teacher is its content, wherever it lies."""
+    recipe = Recipe.from_dict(result["recipe"]).to_dict()
+    path = recipe.pop("teacher")
+    return {"teacher": path, **GAINED, **result, "recipe": recipe}
+
+
+def counted_by(result: dict[str, Any]) -> str:
+    """What a training's length is counted by: tokens, the clock, or a pace in its place."""
+    if result["length"]["kind"] == "tokens":
+        return "tokens"
+    return "a pace" if result.get("pace") else "the clock"
+
+
 def finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
     """Seed -> the row of a training of this golf that is over and whose file is there."""
     path = out.with_suffix(".json")
     if not path.exists():
         return {}
     before, now = read(path), result(game, [])
-    if any(before[name] != now[name] for name in ("recipe", "cap", "length", "text", "validation")):
+    if unlike(before, now):
         return {}
     rows = {row["seed"]: row for row in before["runs"]}
     return {seed: row for seed, row in rows.items() if (out.parent / row["file"]).is_file()}

@@ -30,7 +30,7 @@ from sprat.sense.walk import working_dtype
 from sprat.training import processes
 
 #: A loss so many nats above that of knowing nothing, ln(vocabulary), and for so many steps in a row, is a training that
-#: diverges: a first step at the full rate may overshoot once and come back.
+#: diverges: a first step at the full rate may overshoot once and come back. No training may end on such a loss.
 DIVERGED, PATIENCE = 1.0, 10
 
 
@@ -100,7 +100,11 @@ class Training:
         return self.length.share(self.tokens, self.seconds)
 
     def advance(self) -> float:
-        """One step; returns its loss in nats a token. TrainingError, before any weight moves, where it has diverged."""
+        """One step; returns its loss in nats a token, that of the weights before it.
+
+        TrainingError where it has diverged: at the PATIENCE-th loss in a row that is above, or at once for one that is
+        no number. That step moves no weight; those before it have.
+        """
         recipe = self.recipe
         if self.inner > recipe.inner and self.share >= recipe.prune_at:
             self._prune()
@@ -113,11 +117,7 @@ class Training:
         loss = self._gradients()
         self.above = 0 if loss < math.log(self.vocabulary) + DIVERGED else self.above + 1
         if self.above == PATIENCE or not math.isfinite(loss):
-            raise TrainingError(
-                f"the training diverged at step {self.step + 1} ({self.tokens:,} tokens, {self.share:.1%} of it): "
-                f"a loss of {loss:.3f} nats a token, where knowing nothing costs {math.log(self.vocabulary):.3f}; "
-                "lower matrix_rate or embedding_rate, or warm up for longer"
-            )
+            raise self.diverged(loss, "diverged", self.step + 1)
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         for optimizer in self.optimizers:
@@ -127,6 +127,14 @@ class Training:
                 mean.lerp_(p.detach(), 1 - recipe.ema)
         self.step += 1
         return loss
+
+    def diverged(self, loss: float, how: str, step: int) -> TrainingError:
+        """What is raised for a training that knows less than nothing; how: "diverged", "ended diverging"."""
+        return TrainingError(
+            f"the training {how} at step {step} ({self.tokens:,} tokens, {self.share:.1%} of it): "
+            f"a loss of {loss:.3f} nats a token, where knowing nothing costs {math.log(self.vocabulary):.3f}; "
+            "lower matrix_rate or embedding_rate, or warm up for longer"
+        )
 
     def _gradients(self) -> float:
         for optimizer in self.optimizers:

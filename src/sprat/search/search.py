@@ -24,7 +24,7 @@ SHORTEST = 1.0
 
 
 def search(
-    text: Sequence[str | Path],
+    text: Sequence[str | Path] | None,
     cap: str | Budget,
     minutes: float,
     out: str | Path,
@@ -38,9 +38,9 @@ def search(
 ) -> dict[str, Any]:
     """Search for `minutes` of processor time; the folder `out` then holds trials.jsonl, result.json and report files.
 
-    recipe: what all candidates share (vocabulary, context, rates); its shape and equation are not used. seconds:
-    processor time of one whole training, by default a fortieth of the search. A folder that holds a search of the same
-    arguments goes on, also for more minutes if `seconds` was named.
+    text, validation: None for the recipe's own. recipe: what all candidates share (vocabulary, context, rates); its
+    shape and equation are not used. seconds: processor time of one whole training, by default a fortieth of the search.
+    A folder that holds a search of the same arguments goes on, also for more minutes if `seconds` was named.
 
     Raises SourceError, BudgetError, RecipeError, SpratError.
     """
@@ -59,7 +59,7 @@ def search(
         )
     if 60 * minutes < RUNGS[0] * whole:
         raise RecipeError(f"{minutes:g} minutes are less than one first training of {RUNGS[0] * whole:.0f} s")
-    given = corpus.read(text, base.validation, validation)
+    given = corpus.of(base, text, validation)
     progress("tokenizer", 0, 1)
     read = Text.of(given, base.vocabulary)
     progress("tokenizer", 1, 1)

@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
     add_settings(parser)
     parser.add_argument(
-        "--teacher", type=Path, metavar="FILE", help="a .sprat with the same tokenizer to learn from as well"
+        "--teacher",
+        metavar="MODEL",
+        help="a model with the same tokenizer to learn from as well: a .sprat, a Hugging Face folder or a .gguf",
     )
 
 
@@ -77,7 +79,7 @@ def execute(arguments: argparse.Namespace) -> None:
     from sprat.training import processes
 
     if arguments.teacher:
-        given["teacher"] = str(arguments.teacher)
+        given["teacher"] = arguments.teacher
     recipe, length = Recipe.read(arguments.recipe, given), length_of(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
