@@ -162,7 +162,9 @@ def test_the_widest_that_fits_is_taken():
     assert network(Candidate(parse_network("lowrank(600)"), 2, 4), BASE, 320, 10**9) is None
 
 
-@pytest.mark.parametrize("formula", ["dense", "attention: lowrank(4); ffn: kron(1, 8); embedding: lowrank(8)"])
+@pytest.mark.parametrize(
+    "formula", ["dense", "attention: lowrank(4); ffn: kron(1, 8); embedding: lowrank(8)"]
+)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -206,7 +208,7 @@ def test_a_search_holds_a_table_of_ngrams(toy, text, tmp_path, monkeypatch):
     found = run(text, tmp_path / "s", 0.1, recipe=base)
     assert all(row["width"] >= 32 and row["numbers"] > 256 * 32 for row in found["best"])
     assert Recipe.read(tmp_path / "s" / "best.toml").ngrams == 256
-    with pytest.raises(BudgetError, match="none fits .* ngrams"):
+    with pytest.raises(BudgetError, match=r"none fits .* ngrams"):
         run(text, tmp_path / "t", recipe=recipe(vocabulary=320, context=32, batch=4, ngrams=1 << 20))
 
 
@@ -235,7 +237,11 @@ def test_the_front_holds_what_nothing_cheaper_beats():
         ({"minutes": 0.0}, RecipeError, "more than 0 minutes"),
         ({"minutes": 0.5}, RecipeError, "too short to tell equations apart"),
         ({"minutes": 1.0, "seconds": 900.0}, RecipeError, "less than one first training"),
-        ({"recipe": recipe(finish="int8-zlib", activation="relu2")}, RecipeError, "finish = 'int8-zlib'.*must be"),
+        (
+            {"recipe": recipe(finish="int8-zlib", activation="relu2")},
+            RecipeError,
+            "finish = 'int8-zlib'.*must be",
+        ),
         ({"recipe": recipe(weights="ternary")}, RecipeError, "weights = 'ternary': an equation does not go"),
         ({"recipe": recipe(teacher="a.sprat")}, RecipeError, "teacher = .*from the text alone"),
     ],

@@ -114,8 +114,8 @@ class Study:
         chosen = self._proposed(number, before)
         if not chosen:
             raise BudgetError(
-                f"of {TRIES:,} proposals none fits {self.settings.room:,} bytes of numbers: raise the cap, or lower the "
-                "recipe's vocabulary or ngrams"
+                f"of {TRIES:,} proposals none fits {self.settings.room:,} bytes of numbers: raise the cap, or lower "
+                "the recipe's vocabulary or ngrams"
             )
         for rung, share in enumerate(RUNGS):
             finished: list[tuple[float, int]] = []
