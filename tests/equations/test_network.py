@@ -92,13 +92,6 @@ def test_dense_costs_what_the_anatomy_says():
     assert dense.flops(shape, 100) == shape.flops(100)
 
 
-def test_one_token_pays_for_the_transforms_of_the_numbers():
-    shape = from_numbers(64, 3, 64, 300, tied=True)
-    blocks = 7 * (64 // 4) ** 2  # of the seven square maps of a layer
-    transforms, products = 20 * (blocks + 7 * 2 * 16), 8 * 3 * blocks
-    assert parse("circulant(4)").flops(shape) == 3 * (transforms + products) + 2 * 300 * 64
-
-
 def test_an_equation_that_does_not_fit_is_refused_before_any_training():
     with pytest.raises(RecipeError, match="lowrank"):
         recipe(equation="lowrnk(2)")

@@ -154,38 +154,6 @@ def test_operations_are_counted(formula):
         assert parse(formula).flops(Space(m, n, 2)) == operations(formula, m, n, 2)
 
 
-@pytest.mark.parametrize(
-    "formula",
-    ["circulant(1)", "circulant(4)", "circulant(5)", "toeplitz(1)", "toeplitz(4)", "scaled(shared(toeplitz(3)))",
-     "polynomial(1, circulant(4)) + toeplitz(2)", "circulant(3) @ toeplitz(2)", "mixture(3, circulant(2))"],
-)  # fmt: skip
-@pytest.mark.parametrize("inputs", [1, 5])
-def test_the_transforms_of_a_product_are_counted(formula, inputs, monkeypatch):
-    """Those of the numbers too, which are made for every product: by watching what it calls."""
-    term, space, made = parse(formula), Space(13, 7, 4), []
-
-    def watched(transform):
-        def run(x, length):
-            made.append(x[..., 0].numel() * math.ceil(2.5 * length * math.log2(length)))
-            return transform(x, length)
-
-        return run
-
-    monkeypatch.setattr(torch.fft, "rfft", watched(torch.fft.rfft))
-    monkeypatch.setattr(torch.fft, "irfft", watched(torch.fft.irfft))
-    x = torch.randn(inputs, space.columns, dtype=torch.float64)
-    held = values(term, space)
-    term.product(held, space, 0, x)
-    transforms = sum(made)
-    # What is left are multiplications and sums, as many for each x: with transforms that cost nothing.
-    for kind in ("circulant", "toeplitz"):
-        monkeypatch.setattr(TERMS[kind], "_transform", 0)
-    assert term.once(space) == 0
-    rest = inputs * term.flops(space)
-    monkeypatch.undo()
-    assert inputs * term.flops(space) + term.once(space) == rest + transforms
-
-
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_gradients_agree_with_finite_differences(formula):
     term, space = parse(formula.replace("monarch(4, 2)", "monarch(3, 2)")), Space(5, 7, 3, seed=2)

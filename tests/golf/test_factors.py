@@ -72,7 +72,7 @@ def test_statistics_that_lie_are_not_written_silently(tmp_path, monkeypatch):
     """Measured on one token, again and again, they call free what other text needs."""
     lying = torch.randint(0, 320, (64, 32), generator=torch.Generator().manual_seed(0))
     lying[factors.HELD_OUT :] = 0
-    with pytest.raises(StatisticsError, match="times worse .* predict .* nothing was written"):
+    with pytest.raises(StatisticsError, match=r"times worse .* predict .* nothing was written"):
         written(tmp_path / "a.sprat", lying)
     assert not list(tmp_path.iterdir())
     # Where more shrinkage mends it, a warning says so, and the file keeps what it was rounded with.

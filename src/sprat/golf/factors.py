@@ -170,7 +170,16 @@ def into_cap(
     ledger = fitted.file.save(out)
     nbytes = fitted.file.nbytes
     return FitResult(
-        out, nbytes, fitted.level, 8 * nbytes / weights, predicted, measured, measured, seconds, warnings, ledger
+        out,
+        nbytes,
+        fitted.level,
+        8 * nbytes / weights,
+        predicted,
+        measured,
+        measured,
+        seconds,
+        warnings,
+        ledger,
     )
 
 
