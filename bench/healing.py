@@ -1,4 +1,4 @@
-"""KL against how long was healed: a line for each file that was healed, from the rows of bench.techniques."""
+"""KL against contexts of healing: a line for each file that was healed, from the rows of bench.techniques."""
 
 from __future__ import annotations
 

@@ -271,8 +271,8 @@ def _healing(rows: dict[str, Any]) -> str:
     if not found:
         return ""
     return (
-        "## KL against healing\n\nThe same speeches; in brackets the change and the minutes of one core, beside other "
-        f"work.\n\n{healing.table(found)}\n\n![KL against contexts of healing](heal.svg)"
+        "## KL against contexts of healing\n\nThe same speeches; in brackets the change and the minutes of one core, "
+        f"beside other work.\n\n{healing.table(found)}\n\n![KL against contexts of healing](heal.svg)"
     )
 
 

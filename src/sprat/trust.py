@@ -14,6 +14,7 @@ from sprat.job import Job
 from sprat.level.check import routed_kl
 from sprat.level.rounding import DISTRUST, Rounded
 from sprat.level.targets import Targets
+from sprat.recipe import Recipe
 
 #: A measured KL of more than this many times the predicted one (and above the noise of bfloat16) means that the
 #: statistics lied.
@@ -28,11 +29,11 @@ def foreseen(job: Job, rounded: Rounded, predicted: float, measured: float) -> b
 
     Where it does but for tokens that other experts serve than in the original, a warning says so.
     """
-    if _near(predicted, measured):
+    if near(predicted, measured):
         return True
     with job.stage("check"):
         alike = routed_kl(job.source.model, rounded.entries, job.held_out)
-    if alike is None or not _near(predicted, alike):
+    if alike is None or not near(predicted, alike):
         return False
     job.warnings.append(
         f"of the held-out KL {measured:.3f} that rounding costs, {measured - alike:.3f} is the price of tokens that "
@@ -41,26 +42,37 @@ def foreseen(job: Job, rounded: Rounded, predicted: float, measured: float) -> b
     return True
 
 
-def _near(predicted: float, measured: float) -> bool:
+def near(predicted: float, measured: float) -> bool:
+    """Whether a KL was foreseen, in nats per token."""
     return measured <= TRUST * predicted + NOISE
 
 
 def repair(job: Job, attempt: int, predicted: float, measured: float) -> None:
     """Shrink the statistics more, or give up: StatisticsError."""
+    advice = "Calibrate on more text, or of another kind (--calibrate, the recipe's `tokens`)"
+    recipe, warning = stronger(job.recipe, attempt, predicted, measured, advice)
+    job.warnings.append(warning)
+    job.recipe, job.settled = recipe, None
+    job.targets = Targets(job.source, job.targets.cache, recipe)
+
+
+def stronger(
+    recipe: Recipe, attempt: int, predicted: float, measured: float, advice: str
+) -> tuple[Recipe, str]:
+    """The recipe with more shrinkage, and a warning that says so; where that was tried enough, StatisticsError with
+    `advice`. attempt: how often it was tried.
+    """
     if attempt == REPAIRS:
         raise StatisticsError(
             f"the rounded model is {measured / predicted:.0f} times worse on held-out calibration text than its "
             f"statistics predict (KL {measured:.3f}, predicted {predicted:.3f}), with shrinkage "
-            f"{job.recipe.shrinkage:g} too; nothing was written. Calibrate on more text, or of another kind "
-            "(--calibrate, the recipe's `tokens`)"
+            f"{recipe.shrinkage:g} too; nothing was written. {advice}"
         )
-    recipe = replace(job.recipe, shrinkage=job.recipe.shrinkage * STRONGER)
-    job.warnings.append(
+    more = replace(recipe, shrinkage=recipe.shrinkage * STRONGER)
+    return more, (
         f"held-out KL {measured:.3f} is {measured / predicted:.1f} times the predicted {predicted:.3f}: the statistics "
-        f"cannot be trusted; fitted again with shrinkage {recipe.shrinkage:g}"
+        f"cannot be trusted; fitted again with shrinkage {more.shrinkage:g}"
     )
-    job.recipe, job.settled = recipe, None
-    job.targets = Targets(job.source, job.targets.cache, recipe)
 
 
 def doubtful(ratios: Mapping[str, float]) -> list[str]:

@@ -7,9 +7,12 @@ import torch
 
 from golf.small import documents, recipe, write
 from sprat.coding import container
+from sprat.errors import StatisticsError
+from sprat.fit import FitResult
 from sprat.golf import factors
 from sprat.golf.golf import golf
 from sprat.golf.model import Decoder
+from sprat.golf.pretrained import config
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
 from sprat.run.model import to_torch
@@ -52,13 +55,41 @@ def test_a_golf_of_an_equation_ends_in_the_cap(formula, text, tmp_path):
     assert score_file(out, documents()[:2]).bits_per_byte < LEARNT
 
 
-def test_the_fisher_metric_predicts_what_rounding_costs():
-    chosen = recipe(equation="lowrank(8)")
-    model = Decoder(chosen, 320, 0).eval()
+def speaking(formula: str) -> Decoder:
+    """A model that nobody trained, but that says something."""
+    model = Decoder(recipe(equation=formula), 320, 0).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():  # a model that says something
+        for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def written(path, ids: torch.Tensor, cap: int = CAP) -> FitResult:
+    model, chosen = speaking("lowrank(8)"), recipe(equation="lowrank(8)")
+    return factors.into_cap(model, config(chosen, 320, 0), chosen.fit_recipe(), b"", ids, cap, path, 0)
+
+
+def test_statistics_that_lie_are_not_written_silently(tmp_path, monkeypatch):
+    """Measured on one token, again and again, they call free what other text needs."""
+    lying = torch.randint(0, 320, (64, 32), generator=torch.Generator().manual_seed(0))
+    lying[factors.HELD_OUT :] = 0
+    with pytest.raises(StatisticsError, match=r"times worse .* predict .* nothing was written"):
+        written(tmp_path / "a.sprat", lying)
+    assert not list(tmp_path.iterdir())
+    # Where more shrinkage mends it, a warning says so, and the file keeps what it was rounded with.
+    told = iter([9.0, 0.0])
+    monkeypatch.setattr(factors, "divergence", lambda *_: next(told))
+    result = written(tmp_path / "b.sprat", lying)
+    (warning,) = result.warnings
+    assert "fitted again with shrinkage 24" in warning and result.nbytes <= CAP
+    with container.open(result.path) as artifact:
+        assert artifact.recipe["shrinkage"] == 24
+
+
+def test_the_fisher_metric_predicts_what_rounding_costs():
+    chosen, model = recipe(equation="lowrank(8)"), speaking("lowrank(8)")
+    generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 320, (64, 32), generator=generator)
     found = factors.targets(model)
     metrics = factors.measure(model, found, ids, chosen.fit_recipe(), 0)

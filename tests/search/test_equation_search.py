@@ -6,25 +6,29 @@ import itertools
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from golf.small import documents, recipe, write
 from sprat.cli.main import main
 from sprat.equations.grammar import parse
 from sprat.equations.network import parse as parse_network
 from sprat.errors import BudgetError, RecipeError, SourceError, SpratError
+from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
 from sprat.search import proposals, study
-from sprat.search.candidate import Candidate, network
+from sprat.search.candidate import HEAD, Candidate, network, refuse
 from sprat.search.predictor import Ridge, rank_correlation
 from sprat.search.search import search
 from sprat.search.study import front, guessed
 from sprat.search.trial import Outcome
 
 BASE = recipe(vocabulary=320, context=32, batch=4)
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def toy(monkeypatch):
 
 
 def run(text, folder, minutes=1.0, **more):
-    return search(text, "40kB", minutes, folder, recipe=BASE, **{"seconds": 3.0, "seed": 3, **more})
+    return search(text, "40kB", minutes, folder, **{"recipe": BASE, "seconds": 3.0, "seed": 3, **more})
 
 
 def name(row: dict) -> str:
@@ -160,6 +164,56 @@ def test_the_widest_that_fits_is_taken():
     assert network(Candidate(parse_network("lowrank(600)"), 2, 4), BASE, 320, 10**9) is None
 
 
+@pytest.mark.parametrize(
+    "formula", ["dense", "attention: lowrank(4); ffn: kron(1, 8); embedding: lowrank(8)"]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"ngrams": 100},
+        {"ngrams": 100, "ngram_width": 32},
+        {"activation": "relu2", "finish": "int8-zlib"},
+    ],
+)
+def test_the_numbers_are_those_of_the_model(formula, settings):
+    base = recipe(**{"width": 64, "vocabulary": 320, **settings})
+    net = network(Candidate(parse_network(formula), 3, 4), base, 320, 40_000)
+    assert net is not None and net.recipe.width >= max(base.ngram_width, HEAD)
+    with torch.device("meta"):
+        model = Decoder(net.recipe, 320)
+    assert net.numbers == sum(p.numel() for p in model.parameters())
+
+
+def test_every_recipe_is_searched_within_the_cap_or_refused():
+    """Of those that are shipped."""
+    refused = set()
+    for path in sorted(RECIPES.glob("*.toml")):
+        base = Recipe.read(path)
+        try:
+            refuse(base)
+        except RecipeError as error:
+            refused.add(path.stem)
+            assert "a search cannot have" in str(error)
+            continue
+        net = network(Candidate(parse_network("lowrank(4)"), 3, 4), base, base.vocabulary, 10**6)
+        assert net is not None and net.recipe.ngrams == base.ngrams
+        with torch.device("meta"):
+            model = Decoder(net.recipe, base.vocabulary)
+        assert net.numbers == sum(p.numel() for p in model.parameters()) <= 2 * 10**6
+    assert "golf-cpu-250kB-naive" in refused and "golf-cpu-250kB-ngrams" not in refused
+
+
+def test_a_search_holds_a_table_of_ngrams(toy, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "TRIES", 60)
+    base = recipe(vocabulary=320, context=32, batch=4, ngrams=256, ngram_width=32)
+    found = run(text, tmp_path / "s", 0.1, recipe=base)
+    assert all(row["width"] >= 32 and row["numbers"] > 256 * 32 for row in found["best"])
+    assert Recipe.read(tmp_path / "s" / "best.toml").ngrams == 256
+    with pytest.raises(BudgetError, match=r"none fits .* ngrams"):
+        run(text, tmp_path / "t", recipe=recipe(vocabulary=320, context=32, batch=4, ngrams=1 << 20))
+
+
 def test_ridge_finds_a_line_and_ranks():
     random = np.random.default_rng(0)
     x = random.normal(size=(40, 6))
@@ -185,12 +239,19 @@ def test_the_front_holds_what_nothing_cheaper_beats():
         ({"minutes": 0.0}, RecipeError, "more than 0 minutes"),
         ({"minutes": 0.5}, RecipeError, "too short to tell equations apart"),
         ({"minutes": 1.0, "seconds": 900.0}, RecipeError, "less than one first training"),
+        (
+            {"recipe": recipe(finish="int8-zlib", activation="relu2")},
+            RecipeError,
+            "finish = 'int8-zlib'.*must be",
+        ),
+        ({"recipe": recipe(weights="ternary")}, RecipeError, "weights = 'ternary': an equation does not go"),
+        ({"recipe": recipe(teacher="a.sprat")}, RecipeError, "teacher = .*from the text alone"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(arguments, error, says, text, tmp_path):
-    given = {"cap": "40kB", "minutes": 1.0, **arguments}
+    given = {"cap": "40kB", "minutes": 1.0, "recipe": BASE, **arguments}
     with pytest.raises(error, match=says):
-        search(text, given.pop("cap"), given.pop("minutes"), tmp_path / "s", recipe=BASE, **given)
+        search(text, given.pop("cap"), given.pop("minutes"), tmp_path / "s", **given)
 
 
 def test_the_command_line_says_what_is_missing(capsys):

@@ -65,7 +65,8 @@ class Equation:
 
     def flops(self, shape: Shape, context: int = 0) -> int:
         """Floating-point operations of one more token behind `context` tokens, by the fast products."""
-        maps = sum(self.term(m.name).flops(Space(m.rows, m.columns, shape.layers)) for m in shape.maps)
+        places = [(self.term(m.name), Space(m.rows, m.columns, shape.layers)) for m in shape.maps]
+        maps = sum(term.flops(space) + term.once(space) for term, space in places)
         head = self.embedding.flops(Space(shape.vocabulary, shape.width))
         lookup = 2 * self.embedding.rank * shape.width if isinstance(self.embedding, LowRank) else 0
         return shape.layers * maps + head + lookup + 4 * shape.heads * shape.head_dim * context * shape.layers

@@ -80,6 +80,10 @@ class Term(ABC):
     def flops(self, space: Space) -> int:
         """Floating-point operations of `product` for one x, two a multiplication with an addition."""
 
+    def once(self, space: Space) -> int:
+        """Those of `product` on the factors alone, as many for many x as for one."""
+        return 0
+
     @abstractmethod
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         """W of copy i: (rows, columns)."""
@@ -129,6 +133,9 @@ class Sum(Term):
     def flops(self, space: Space) -> int:
         return sum(t.flops(space) for t in self.terms) + (len(self.terms) - 1) * space.rows
 
+    def once(self, space: Space) -> int:
+        return sum(t.once(space) for t in self.terms)
+
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         parts = (t.dense(values.of(j), space.child(j), i) for j, t in enumerate(self.terms))
         return _total(parts)
@@ -169,6 +176,9 @@ class Product(Term):
 
     def flops(self, space: Space) -> int:
         return sum(t.flops(s) for t, s in zip(self.terms, self._spaces(space), strict=True))
+
+    def once(self, space: Space) -> int:
+        return sum(t.once(s) for t, s in zip(self.terms, self._spaces(space), strict=True))
 
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         out: Tensor | None = None

@@ -15,13 +15,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sprat import __version__
+from sprat import __version__, trust
 from sprat import recipe as fits
 from sprat.coding import container, entropy
 from sprat.coding.tensors import Dense, Entry, expand, lattices
@@ -29,7 +31,7 @@ from sprat.equations.maps import Maps
 from sprat.errors import BudgetError
 from sprat.fit import FitResult
 from sprat.level import predict, search
-from sprat.level.curve import curve
+from sprat.level.curve import Curve, curve
 from sprat.level.rounding import Rounded
 from sprat.methods.distil import divergence as kl
 from sprat.methods.metric import Metric
@@ -45,6 +47,8 @@ FOLDED = 512
 NARROW = 32
 #: Contexts that the metrics are measured on, and those that check them.
 CONTEXTS, HELD_OUT = 96, 16
+#: What helps where statistics cannot be trusted.
+ADVICE = "Give more training text, or a larger cap"
 
 
 @dataclass(frozen=True)
@@ -116,22 +120,21 @@ def into_cap(
     seed: int,
     progress: Progress = silent,
 ) -> FitResult:
-    """Write `out`. ids: (contexts, context) of the training text; tokenizer: packed. Raises BudgetError."""
+    """Write `out`. ids: (contexts, context) of the training text; tokenizer: packed.
+
+    Statistics that do not deserve trust are shrunk more, as in `fit` (trust.py). Raises BudgetError, StatisticsError.
+    """
+    fixed = fixed_bytes(model, config, recipe, tokenizer)
+    if cap <= fixed:
+        raise BudgetError(f"a cap of {cap:,} bytes is too small: all but the weights takes about {fixed:,}")
     seconds: dict[str, float] = {}
+    warnings: list[str] = []
+    weights = sum(p.numel() for p in model.parameters())
     held, learnt = ids[:HELD_OUT], ids[HELD_OUT : HELD_OUT + CONTEXTS]
     found = targets(model)
-    with _stage(seconds, "statistics"):
-        metrics = measure(model, found, learnt, recipe, seed, progress)
-        steps = [
-            choose_steps(t.w, m.inputs.diagonal(), m.g, 1e-4, recipe)
-            for t, m in zip(found, metrics, strict=True)
-        ]
-        spreads = [
-            predict.Spread.of(s, 1e-4, predict.echo(m.inputs, s)) for s, m in zip(steps, metrics, strict=True)
-        ]
     exact, rates = _exact(model, found), curve(recipe)
 
-    def build(level: float) -> tuple[Rounded, container.Assembled]:
+    def build(metrics: list[Metric], level: float) -> tuple[Rounded, container.Assembled]:
         entries, counts = dict(exact), entropy.Counts.none()
         for target, metric in zip(found, metrics, strict=True):
             tables = entropy.prior_tables()
@@ -149,22 +152,44 @@ def into_cap(
         )
         return Rounded(entries, counts), file
 
-    weights = sum(p.numel() for p in model.parameters())
-    fixed = fixed_bytes(model, config, recipe, tokenizer)
-    if cap <= fixed:
-        raise BudgetError(f"a cap of {cap:,} bytes is too small: all but the weights takes about {fixed:,}")
-    with _stage(seconds, "rounding"):
-        fitted = search.search(
-            cap, lambda level: predict.predicted_bits(spreads, level, rates) / 8, fixed, build
-        )
-    predicted = predict.predicted_kl(spreads, fitted.level, rates)
-    with _stage(seconds, "check"):
-        measured = divergence(model, filled(model, fitted.rounded.entries), held)
+    for attempt in count():
+        with _stage(seconds, "statistics"):
+            metrics = measure(model, found, learnt, recipe, seed, progress)
+            spreads = [_spread(t, m, recipe) for t, m in zip(found, metrics, strict=True)]
+        with _stage(seconds, "rounding"):
+            fitted = search.search(
+                cap, partial(_predicted_bytes, spreads, rates), fixed, partial(build, metrics)
+            )
+        predicted = predict.predicted_kl(spreads, fitted.level, rates)
+        with _stage(seconds, "check"):
+            measured = divergence(model, filled(model, fitted.rounded.entries), held)
+        if trust.near(predicted, measured):
+            break
+        recipe, warning = trust.stronger(recipe, attempt, predicted, measured, ADVICE)
+        warnings.append(warning)
     ledger = fitted.file.save(out)
     nbytes = fitted.file.nbytes
     return FitResult(
-        out, nbytes, fitted.level, 8 * nbytes / weights, predicted, measured, measured, seconds, [], ledger
+        out,
+        nbytes,
+        fitted.level,
+        8 * nbytes / weights,
+        predicted,
+        measured,
+        measured,
+        seconds,
+        warnings,
+        ledger,
     )
+
+
+def _spread(target: Target, metric: Metric, recipe: fits.Recipe) -> predict.Spread:
+    steps = choose_steps(target.w, metric.inputs.diagonal(), metric.g, 1e-4, recipe)
+    return predict.Spread.of(steps, 1e-4, predict.echo(metric.inputs, steps))
+
+
+def _predicted_bytes(spreads: list[predict.Spread], rates: Curve, level: float) -> float:
+    return predict.predicted_bits(spreads, level, rates) / 8
 
 
 def measure(
@@ -243,4 +268,4 @@ def _gradient(parameter: Tensor) -> Tensor:
 def _stage(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.monotonic()
     yield
-    seconds[name] = time.monotonic() - started
+    seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started

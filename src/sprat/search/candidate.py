@@ -19,6 +19,14 @@ HEAD = 16
 WIDEST = 256
 #: Feed-forward width for each of the network's, in multiples of 16.
 INNER = 2.5
+#: Keys of a recipe that no candidate can have, and why.
+_BESIDE = "an equation does not go with it"
+_TEXT = "trials learn from the text alone, all of it"
+ALIEN = {
+    "finish": "the bytes of a candidate are those of the water level",
+    **dict.fromkeys(("shared", "memory", "experts", "weights", "prune_from"), _BESIDE),
+    **dict.fromkeys(("teacher", "teach", "easy", "drop"), _TEXT),
+}
 
 
 @dataclass(frozen=True)
@@ -47,17 +55,27 @@ class Network:
     """Of one more token, nothing before it."""
 
 
+def refuse(base: Recipe) -> None:
+    """RecipeError where candidates cannot share what `base` asks for."""
+    plain = Recipe()
+    for key, why in ALIEN.items():
+        if (value := getattr(base, key)) != (usual := getattr(plain, key)):
+            raise RecipeError(f"a search cannot have {key} = {value!r}: {why}; it must be {usual!r}")
+
+
 def network(candidate: Candidate, base: Recipe, vocabulary: int, room: int) -> Network | None:
     """The widest network whose numbers take at most `room` bytes; None where none does."""
     found = None
     for width in range(HEAD, WIDEST + 1, HEAD):
+        if width < base.ngram_width:
+            continue  # its table would be wider than the network
         recipe = _recipe(candidate, base, width)
         shape = shape_of(recipe, vocabulary)
         try:
             candidate.equation.check(shape)
         except RecipeError:
             continue  # a wider one may have room for its blocks
-        numbers = sum(candidate.equation.parameters(shape).values())
+        numbers = numbers_of(candidate.equation, recipe, shape)
         if numbers * candidate.bits > 8 * room:
             break
         found = recipe, numbers, candidate.equation.flops(shape)
@@ -67,10 +85,23 @@ def network(candidate: Candidate, base: Recipe, vocabulary: int, room: int) -> N
 
 
 def shape_of(recipe: Recipe, vocabulary: int) -> Shape:
-    """Its anatomy, the head tied."""
-    return from_numbers(
-        recipe.width, recipe.layers, recipe.inner, vocabulary, recipe.heads, recipe.kv_heads, tied=True
+    """Its anatomy: the head tied, queries and keys normed."""
+    plain = from_numbers(
+        recipe.width,
+        recipe.layers,
+        recipe.inner,
+        vocabulary,
+        recipe.heads,
+        recipe.kv_heads,
+        tied=True,
+        gated=recipe.activation == "swiglu",
     )
+    return replace(plain, head_norms=2 * plain.head_dim)
+
+
+def numbers_of(equation: Equation, recipe: Recipe, shape: Shape) -> int:
+    """All that is stored, the table of n-grams among it; shape: the recipe's."""
+    return sum(equation.parameters(shape).values()) + recipe.ngrams * (recipe.ngram_width or recipe.width)
 
 
 def _recipe(candidate: Candidate, base: Recipe, width: int) -> Recipe:

@@ -32,7 +32,7 @@ from sprat.golf.recipe import Recipe
 from sprat.progress import Progress, silent
 from sprat.search import decode
 
-#: Steps of the lattice in one deviation of a factor, as a power of two: about 6.6 bits a number.
+#: Steps of the lattice in one deviation of a factor, as a power of two: about 6.05 bits a number.
 FINE = 4
 #: Rank of a default equation's embedding, as a share of the width.
 SHARE = 1 / 8

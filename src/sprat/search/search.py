@@ -11,6 +11,7 @@ from sprat.golf import corpus
 from sprat.golf.recipe import Recipe
 from sprat.progress import Progress, silent
 from sprat.search import report
+from sprat.search.candidate import refuse
 from sprat.search.study import RUNGS, Row, Settings, Study, key
 from sprat.search.trial import Text, room
 from sprat.sizes import Budget, parse_budget
@@ -38,14 +39,16 @@ def search(
 ) -> dict[str, Any]:
     """Search for `minutes` of processor time; the folder `out` then holds trials.jsonl, result.json and report files.
 
-    text, validation: None for the recipe's own. recipe: what all candidates share (vocabulary, context, rates); its
-    shape and equation are not used. seconds: processor time of one whole training, by default a fortieth of the search.
-    A folder that holds a search of the same arguments goes on, also for more minutes if `seconds` was named.
+    text, validation: None for the recipe's own. recipe: what all candidates share (vocabulary, context, rates,
+    n-grams); its shape and equation are not used, and what no candidate can have is refused (candidate.ALIEN). seconds:
+    processor time of one whole training, by default a fortieth of the search. A folder that holds a search of the same
+    arguments goes on, also for more minutes if `seconds` was named.
 
     Raises SourceError, BudgetError, RecipeError, SpratError.
     """
     folder = Path(out)
     base = recipe or Recipe.from_dict(BASE)
+    refuse(base)
     size = parse_budget(cap) if isinstance(cap, str) else cap
     if size.kind != "bytes":
         raise BudgetError(f"a cap is a number of bytes, such as 250kB or 16MB, not {size}")

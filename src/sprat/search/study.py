@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from sprat.errors import SpratError
+from sprat.errors import BudgetError, SpratError
 from sprat.folders import write_whole
 from sprat.golf.recipe import Recipe
 from sprat.progress import Progress, silent
@@ -33,6 +33,8 @@ from sprat.search.predictor import LEAST, Ridge, features, rank_correlation
 from sprat.search.trial import Outcome, Text, trial
 
 SIZE, POOL, KEPT = 9, 5, 3
+#: Proposals that a generation draws, at most, until its pool is full.
+TRIES = 100 * POOL * SIZE
 #: Shares of a whole training, rung by rung.
 RUNGS = (1 / 9, 1 / 3, 1.0)
 #: The best of each rung that proposals start from.
@@ -110,6 +112,11 @@ class Study:
         """False where the time is over."""
         before = [row for row in self.rows if row["generation"] < number]
         chosen = self._proposed(number, before)
+        if not chosen:
+            raise BudgetError(
+                f"of {TRIES:,} proposals none fits {self.settings.room:,} bytes of numbers: raise the cap, or lower "
+                "the recipe's vocabulary or ngrams"
+            )
         for rung, share in enumerate(RUNGS):
             finished: list[tuple[float, int]] = []
             for place, (candidate, net, guess) in enumerate(chosen):
@@ -133,7 +140,7 @@ class Study:
         parents = _parents(before)
         seen = {json.dumps(row["candidate"]) for row in before}
         pool: list[tuple[Candidate, Network]] = []
-        for _ in range(100 * POOL * SIZE):
+        for _ in range(TRIES):
             candidate = _proposal(random, parents)
             name = json.dumps(candidate.to_dict())
             if name in seen:

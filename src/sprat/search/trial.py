@@ -74,11 +74,11 @@ def trial(network: Network, text: Text, room: int, seconds: float, seed: int) ->
     torch.manual_seed(seed)
     batches = Batches(text.train, recipe.context, recipe.batch, seed)
     training = Training(recipe, text.vocabulary, batches, Length("processor seconds", seconds), seed)
+    training.noise_bits = bits = min(FINEST, 8 * room / network.numbers)
     try:
         run(training)
     except TrainingError:
         return Outcome(NOTHING, training.tokens, training.seconds, diverged=True)
-    bits = min(FINEST, 8 * room / network.numbers)
     nats = loss(training.result(), recipe, text.held, bits, seed)
     return Outcome(nats / math.log(2) / text.held_bytes, training.tokens, training.seconds)
 

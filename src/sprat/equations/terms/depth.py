@@ -40,6 +40,9 @@ class Shared(Term):
     def flops(self, space: Space) -> int:
         return self.term.flops(self._space(space))
 
+    def once(self, space: Space) -> int:
+        return self.term.once(self._space(space))
+
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         return self.term.dense(values.of(0), self._space(space), i * self.groups // space.copies)
 
@@ -76,6 +79,9 @@ class Scaled(Term):
     def flops(self, space: Space) -> int:
         return self.term.flops(space.child(0)) + space.rows + space.columns
 
+    def once(self, space: Space) -> int:
+        return self.term.once(space.child(0))
+
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         w = self.term.dense(values.of(0), space.child(0), i)
         return values["rows"][i][:, None] * w * values["columns"][i]
@@ -108,6 +114,9 @@ class _Combined(Term):
 
     def flops(self, space: Space) -> int:
         return self.count * (self.term.flops(self._space(space)) + 2 * space.rows)
+
+    def once(self, space: Space) -> int:
+        return self.count * self.term.once(self._space(space))
 
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         return self._sum(values, space, i, lambda j: self.term.dense(values.of(0), self._space(space), j))

@@ -4,7 +4,8 @@
 
 The product is a convolution: a Fourier transform of each block of x, one multiplication a frequency, and one transform
 back; Toeplitz blocks inside circulant ones of 2 b. Source: Golub & Van Loan, sections 4.7 and 4.8; for networks, Cheng
-et al., arXiv 1502.03436. A real transform of length b counts as 2.5 b log2 b operations.
+et al., arXiv 1502.03436. A real transform of length b counts as 2.5 b log2 b operations. The blocks are transformed for
+every product, once for all x (`once`): kept transforms would take more than twice the memory of the numbers.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class Circulant(Term):
         """Of the transform."""
         return self.block
 
+    @property
+    def _transform(self) -> int:
+        """Operations of one."""
+        return math.ceil(2.5 * self._length * math.log2(self._length))
+
     def _grid(self, space: Space) -> tuple[int, int]:
         return -(-space.rows // self.block), -(-space.columns // self.block)
 
@@ -46,9 +52,12 @@ class Circulant(Term):
         return {"c": Factor((up * across * self._numbers,), space.copies, gain * space.columns**-0.5)}
 
     def flops(self, space: Space) -> int:
-        (up, across), length = self._grid(space), self._length
-        transforms = math.ceil(2.5 * length * math.log2(length)) * (up + across) if length > 1 else 0
-        return transforms + 8 * (length // 2 + 1) * up * across
+        up, across = self._grid(space)
+        return self._transform * (up + across) + 8 * (self._length // 2 + 1) * up * across
+
+    def once(self, space: Space) -> int:
+        up, across = self._grid(space)
+        return self._transform * up * across
 
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         (up, across), b = self._grid(space), self.block
