@@ -26,7 +26,7 @@ from sprat.cli import (
     serve,
     sweep,
 )
-from sprat.cli.arguments import Parser
+from sprat.cli.parser import Parser
 from sprat.errors import SpratError
 
 #: verb -> the file that has its `SUMMARY`, `EXAMPLES`, `configure(parser)` and `execute(arguments)`

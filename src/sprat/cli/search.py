@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import Parser, add_corpus, add_settings, budget, seed, settings, whole
+from sprat.cli.arguments import add_corpus, add_settings, budget, seed, settings, whole
+from sprat.cli.parser import Parser
 from sprat.errors import SpratError
 
 SUMMARY = (

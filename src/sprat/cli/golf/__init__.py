@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from sprat.cli.arguments import Parser
 from sprat.cli.golf import compare, leaderboard, score, train
+from sprat.cli.parser import Parser
 
 SUMMARY = "Train a language model from nothing into a cap of bytes, and score it in bits per byte."
 EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text speeches/*.txt -o tiny.sprat
