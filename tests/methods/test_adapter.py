@@ -10,7 +10,7 @@ import torch
 from test_heal import CONTEXTS, bent_entries, mean_divergence, model
 
 from sprat.coding import entropy
-from sprat.coding.tensors import LowRank, lattices
+from sprat.coding.tensors import LogScale, LowRank, lattices
 from sprat.errors import RecipeError
 from sprat.level.check import rebuilt
 from sprat.methods import adapter
@@ -122,16 +122,18 @@ def test_a_second_healing_trains_what_the_first_did_and_begins_where_it_ended():
     assert any(not np.array_equal(a.q, b.q) for a, b in thin)
 
 
-def test_a_product_goes_off_its_trellis_as_it_is():
-    """What no integer of could move alone is the same on the plain lattice of the same steps."""
+def test_a_product_on_a_trellis_learns_by_the_scales_at_its_ends():
     entry = next(iter(bent_entries(model("qwen2"), 0).values()))
     m, n = entry.tensor.shape
     random = torch.Generator().manual_seed(1)
     new = adapter.Adapter(torch.randn(m, 2, generator=random), torch.randn(2, n, generator=random))
     plain = new.stored(entry.tensor, np.ones(m), np.ones(n), 0.3)
     left, right = (replace(t, trellis=4) for t in (plain.left, plain.right))
-    stored = adapter.going_on(LowRank(left, right, entry.tensor)).stored(
-        entry.tensor, np.ones(m), np.ones(n), adapter.FINENESS[0]
-    )
-    assert not (stored.left.trellis or stored.right.trellis)
-    assert np.array_equal(stored.dense(), plain.dense())
+    going_on = adapter.going_on(LowRank(left, right, entry.tensor))
+    assert not (going_on.left.requires_grad or going_on.right.requires_grad)
+    fine = replace(left, row=LogScale(32 * left.row.index, 32))
+    stands = replace(going_on, stands=LowRank(fine, right, entry.tensor))
+    stored = stands.stored(entry.tensor, np.full(m, 2.0), np.ones(n), adapter.FINENESS[-1])
+    assert (stored.left.trellis, stored.right.trellis) == (4, 4)
+    assert np.array_equal(stored.left.dense(), 2 * left.dense())
+    assert np.array_equal(stored.right.dense(), right.dense())

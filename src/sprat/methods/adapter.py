@@ -80,8 +80,13 @@ def begin(entry: Entry, rank: int, generator: torch.Generator) -> Adapter:
 
 
 def going_on(tensor: LowRank) -> Adapter:
-    """The product that is stored in `tensor`, to be trained further."""
-    left, right = (torch.from_numpy(t.dense()).requires_grad_() for t in (tensor.left, tensor.right))
+    """The product that is stored in `tensor`, to be trained further.
+
+    On a trellis no integer of a factor moves alone: such a one learns by the scale at its end only.
+    """
+    left, right = (
+        torch.from_numpy(t.dense()).requires_grad_(not t.trellis) for t in (tensor.left, tensor.right)
+    )
     return Adapter(left, right, tensor)
 
 
@@ -107,16 +112,17 @@ def _again(
 ) -> Lattice:
     """values: (m, n), on the steps of `was`, `wider` times as wide and times `outer` across the axis `along`.
 
-    Its scales go there as near as their grids come, and the integers say the rest. On a trellis none moves alone: they
-    are taken off it, where each costs a bit more.
+    Its scales go there as near as their grids come, and the integers say the rest; on a trellis none of them moves.
     """
+    wider = 1.0 if was.trellis else wider
 
     def scale(of: LogScale, by: np.ndarray | float) -> LogScale:
         return LogScale.nearest(of.values() * by, min(resolution or of.resolution, of.resolution))
 
     row, col = scale(was.row, (outer, wider)[along]), scale(was.col, (wider, outer)[along])
+    if was.trellis:
+        return replace(was, row=row, col=col)
     q = np.rint(values / row.values()[:, None] / col.values()).astype(np.int32)
-    # The coder's contexts are quarters of an octave of the symbols' deviation.
-    narrower = round(4 * (bool(was.trellis) - math.log2(wider)))
-    row_class = np.clip(was.row_class.astype(int) + narrower, 0, 255).astype(np.uint8)
-    return replace(was, q=q, row=row, col=col, row_class=row_class, trellis=0, pattern=None)
+    # The coder's contexts are quarters of an octave of the integers' deviation.
+    row_class = np.clip(was.row_class.astype(int) - round(4 * math.log2(wider)), 0, 255).astype(np.uint8)
+    return replace(was, q=q, row=row, col=col, row_class=row_class, pattern=None)

@@ -34,8 +34,8 @@ from sprat.methods.held import Held
 from sprat.methods.rate import Rate
 from sprat.training import processes
 
-#: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.01 at a rate of 0.004, with which
-#: noise alone adds up to a half at four standard deviations in 400 steps (docs/heal.md).
+#: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.005 at the default of 0.002
+#: (docs/heal.md).
 LATTICE_RATE = 2.5
 #: Shares that each step keeps of the moving averages: of the direction, of its mean square.
 DIRECTION, SQUARE = 0.9, 0.95

@@ -96,6 +96,7 @@ class Scales:
             {"params": [tensor], "size": size}
             for a in self.adapters.values()
             for tensor, size in zip((a.left, a.right), a.rates(), strict=True)
+            if tensor.requires_grad
         ]
         # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
         groups += [
