@@ -72,7 +72,7 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
     model = rebuilt(job.source.model, entries)
     with telling(memory(model, entries, recipe.heal_deep, recipe.context)), processes.alone():
-        learner = healer(job.reference, model, entries, recipe.heal_deep, recipe.heal_rank)
+        learner = healer(job.reference, model, entries, recipe)
         train(
             learner,
             heal_text(job),

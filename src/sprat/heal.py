@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,10 +20,11 @@ from sprat.coding import container
 from sprat.coding.artifact import Artifact
 from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
-from sprat.errors import BudgetError, SpratError
+from sprat.errors import BudgetError, RecipeError, SpratError
 from sprat.level.check import kl_between, rebuilt
 from sprat.methods.healer import Healer, contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
+from sprat.prove.honesty import healings
 from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
@@ -35,6 +36,9 @@ from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
 from sprat.training.loop import Point, train
 from sprat.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["HealResult", "heal"]
 
@@ -84,14 +88,15 @@ def heal(
 
     minutes of training, or contexts to learn from: one of the two. calibrate and seed: the text, as for `sprat.fit`;
     `tokens` of it are learnt from (default: `tokens_for`), and some contexts more compared on. deep: train the integers
-    too, which takes a file without a trellis. rank: of products beside the maps that learn as well, and that need room
-    in the budget (methods/adapter.py). budget: what `out` may weigh, by default what `file` weighs. rate: of
-    Adam, by default the recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is
-    the better of the two on the text held out. Within `training.processes.joined` all processes learn, each from
-    other contexts, which `contexts` counts together; the first one writes, and all return the same.
+    too, within the zeros and few values that the recipe holds them to; for a file without a trellis and products. rank:
+    of products beside the maps that learn as well, and need room in the budget (methods/adapter.py); those that the
+    file has learn anyway. budget: what `out` may weigh, by default what `file` weighs. rate: of Adam, by default the
+    recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is the better of the two
+    on the text held out. Within `training.processes.joined` all processes learn, each from other contexts, which
+    `contexts` counts together; the first one writes, and all return the same.
 
-    Raises SpratError where `file` was not made from `against`; RecipeError for no time; BudgetError for a budget that
-    `file` does not keep.
+    Raises SpratError where `file` was not made from `against`; RecipeError for no time, and for deep or rank where the
+    file has products; BudgetError for a budget that `file` does not keep.
     """
     file, out = Path(file), Path(out)
     length = None if contexts is None else steps(contexts, deep, processes.count())
@@ -102,9 +107,8 @@ def heal(
     with container.open(file) as artifact:
         recipe = _recipe(artifact)
         # Refuses what no recipe allows.
-        replace(recipe, heal_deep=deep, heal_rank=rank, trellis=0 if deep else recipe.trellis)
-        if deep:
-            _refuse_trellis(artifact)
+        recipe = replace(recipe, heal_deep=deep, heal_rank=rank, trellis=0 if deep else recipe.trellis)
+        _refuse(artifact, deep, rank)
         source = _original(artifact, against, progress)
         size = _size(artifact, source, budget)
         if rank and size <= artifact.nbytes:
@@ -116,25 +120,25 @@ def heal(
         wanted = (tokens or tokens_for(minutes, processes.count())) + recipe.held_out * recipe.context
         text = processes.shared(lambda: jobs.calibration(source, texts, wanted, recipe, seed, progress))
         schedule = replace(schedule, rate=rate or recipe.heal_rate)
-        lesson = _Lesson(artifact, source, text, recipe, schedule, deep, rank, seed)
+        lesson = _Lesson(artifact, source, text, recipe, schedule, seed, out, size)
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = processes.shared(lambda: kl_between(source.model, rounded, lesson.held_out))
-        learner, points = _trained(lesson, rounded, checkpoint_path(out), resume, progress)
-        return processes.shared(lambda: _written(lesson, rounded, learner, points, before, size, out))
+        learner, points = _trained(lesson, rounded, resume, progress)
+        return processes.shared(lambda: _written(lesson, rounded, learner, points, before))
 
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is learnt by which file, from which original and text, and how."""
+    """What is learnt by which file, from which original and text, and how; where it goes, in at most `size` bytes."""
 
     artifact: Artifact
     source: Source
     text: Calibration
     recipe: Recipe
     schedule: Schedule
-    deep: bool
-    rank: int
     seed: int
+    out: Path
+    size: int
 
     @property
     def learning(self) -> torch.Tensor:
@@ -153,8 +157,8 @@ class _Lesson:
             "file": self.artifact.digest,
             "model": self.source.hash,
             "schedule": str(self.schedule),
-            "deep": str(self.deep),
-            "rank": str(self.rank),
+            "deep": str(self.recipe.heal_deep),
+            "rank": str(self.recipe.heal_rank),
             "seed": str(self.seed),
             "text": self.text.hash,
             "version": __version__,
@@ -162,19 +166,19 @@ class _Lesson:
 
 
 def _trained(
-    lesson: _Lesson, rounded: nn.Module, checkpoint: Path, resume: bool, progress: Progress
+    lesson: _Lesson, rounded: PreTrainedModel, resume: bool, progress: Progress
 ) -> tuple[Healer, list[Point]]:
     """What has learnt, and how it went."""
-    entries = lesson.artifact.entries(torch.get_num_threads(), progress)
-    with telling(memory(rounded, entries, lesson.deep, lesson.recipe.context)):
-        learner = healer(lesson.source.model, rounded, entries, lesson.deep, lesson.rank)
+    recipe, entries = lesson.recipe, lesson.artifact.entries(torch.get_num_threads(), progress)
+    with telling(memory(rounded, entries, recipe.heal_deep, recipe.context)):
+        learner = healer(lesson.source.model, rounded, entries, recipe)
         points = train(
             learner,
             lesson.learning,
             lesson.schedule,
-            accumulate=contexts_a_step(lesson.deep),
+            accumulate=contexts_a_step(recipe.heal_deep),
             seed=lesson.seed,
-            checkpoint=Checkpoint(checkpoint, lesson.key, CHECKPOINT_SECONDS),
+            checkpoint=Checkpoint(checkpoint_path(lesson.out), lesson.key, CHECKPOINT_SECONDS),
             resume=resume,
             name="healing",
             progress=progress,
@@ -183,20 +187,15 @@ def _trained(
 
 
 def _written(
-    lesson: _Lesson,
-    rounded: nn.Module,
-    learner: Healer,
-    points: list[Point],
-    before: float,
-    size: int,
-    out: Path,
+    lesson: _Lesson, rounded: nn.Module, learner: Healer, points: list[Point], before: float
 ) -> HealResult:
-    """The better of the file, whose KL is `before`, and what was learnt in at most `size` bytes, at `out`."""
-    artifact, original = lesson.artifact, lesson.source.model
-    changes = {"heal": _said(lesson, points[-1].contexts)}
+    """The better of the file, whose KL is `before`, and what was learnt."""
+    artifact, original, out, size = lesson.artifact, lesson.source.model, lesson.out, lesson.size
+    # What was learnt from before was learnt from.
+    learnt = {"heal": [*healings(artifact.provenance), _said(lesson, points[-1].contexts)]}
     after, best, rejected = before, None, f"it did not fit into {size:,} bytes"
     for healed, made in fitting(
-        learner, lambda new: _assembled(artifact, new, changes), lambda made: made.nbytes <= size
+        learner, lambda new: _assembled(artifact, new, learnt), lambda made: made.nbytes <= size
     ):
         kl = kl_between(original, rebuilt(rounded, healed), lesson.held_out)
         rejected = f"its KL was {kl:.4f}"
@@ -216,8 +215,8 @@ def checkpoint_path(out: Path) -> Path:
 
 
 def _recipe(artifact: Artifact) -> Recipe:
-    """The recipe that the file was made by, as far as this version knows its fields."""
-    known = {f.name for f in fields(Recipe)}
+    """The recipe that the file was made by, as far as this version knows its fields, without what a fit healed."""
+    known = {f.name for f in fields(Recipe)} - {"heal_deep", "heal_rank"}
     return Recipe.from_dict({name: value for name, value in artifact.recipe.items() if name in known})
 
 
@@ -254,16 +253,23 @@ def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> in
     return size
 
 
-def _refuse_trellis(artifact: Artifact) -> None:
-    if states := artifact.recipe.get("trellis", 0):
+def _refuse(artifact: Artifact, deep: bool, rank: int) -> None:
+    """What this file does not allow; its products count whatever its recipe says, as a healing may have made them."""
+    name, states = artifact.path.name, artifact.recipe.get("trellis", 0)
+    if deep and states:
         raise SpratError(
-            f"{artifact.path.name} was rounded along a trellis of {states} states, on which no integer can move alone: "
-            "deep healing needs a file that was fitted without one (--set trellis=0)"
+            f"{name} was rounded along a trellis of {states} states, on which no integer can move alone: deep healing "
+            "needs a file that was fitted without one (--set trellis=0)"
+        )
+    if (deep or rank) and any(line.kind == "left" for line in artifact.ledger().lines):
+        raise RecipeError(
+            f"{name} has products of low rank beside its maps, which learn in every healing but a deep one, and there "
+            "is one for a map: leave out --rank and --deep"
         )
 
 
 def _said(lesson: _Lesson, contexts: int) -> dict[str, Any]:
-    """What the file's provenance says of its healing, as `Job.provenance` does of its calibration."""
+    """What the file's provenance says of this healing, as `Job.provenance` does of its calibration."""
     text, learning = lesson.text, lesson.learning
     own = not text.text_hashes  # what was read has some
     said: dict[str, Any] = {

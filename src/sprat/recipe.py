@@ -65,7 +65,7 @@ class Recipe:
     heal_minutes: float = 0.0
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
     heal_deep: bool = False
-    """The integers too (methods/deep.py); only without a trellis."""
+    """The integers too (methods/deep.py); only without a trellis and without products."""
     heal_rank: int = 0
     """Rank of the products beside the layers' maps that healing trains too (methods/adapter.py); 0 for none."""
     heal_rate: float = 0.002
@@ -124,11 +124,17 @@ class Recipe:
             ("heal", 0 <= self.heal <= 10**6, "0 to 1000000"),
             ("heal_minutes", 0 <= self.heal_minutes <= 10**5, "0 to 100000"),
             ("heal_deep", not (self.heal_deep and self.trellis), "false with a trellis (set trellis = 0)"),
+            ("heal_deep", not (self.heal_deep and self.rank), "false for a low-rank method"),
             ("heal_rank", 0 <= self.heal_rank <= 64, "0 to 64"),
             (
                 "heal_rank",
                 not (self.heal_rank and self.heal_deep),
                 "0 where the integers are healed (heal_deep)",
+            ),
+            (
+                "heal_rank",
+                not (self.heal_rank and self.rank),
+                "0 for a low-rank method, whose own products are healed",
             ),
             ("heal_rate", 0 < self.heal_rate <= 0.1, "above 0, at most 0.1"),
             ("remove_layers", self.remove_layers >= 0, "0 or more"),

@@ -15,6 +15,7 @@ from sprat.level.check import rebuilt
 from sprat.methods import heal as healing
 from sprat.methods.distil import divergence, student_logits
 from sprat.methods.healer import healer
+from sprat.recipe import Recipe
 from sprat.source.maps import groups
 from sprat.training.loop import train
 from sprat.training.schedule import Schedule
@@ -65,7 +66,7 @@ def bent_entries(made, bend):
 
 
 def heal(original, entries, schedule):
-    learner = healer(original, rebuilt(original, entries), entries, deep=False)
+    learner = healer(original, rebuilt(original, entries), entries, Recipe())
     train(learner, CONTEXTS, schedule)
     return learner.healed()
 

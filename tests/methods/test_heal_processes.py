@@ -15,6 +15,7 @@ from sprat.coding.tensors import Dense, Entry
 from sprat.level.check import rebuilt
 from sprat.methods.deep import Deep
 from sprat.methods.healer import healer
+from sprat.recipe import Recipe
 from sprat.training import processes
 from sprat.training.loop import train
 from sprat.training.schedule import Schedule
@@ -30,7 +31,8 @@ def learnt(kind: str, accumulate: int) -> tuple[dict[str, Tensor], list[float]]:
     for name, vector in original.named_parameters():
         if vector.ndim == 1:
             entries[name] = Entry((name,), tuple(vector.shape), Dense(vector.detach().numpy().copy(), "f32"))
-    learner = healer(original, rebuilt(original, entries), entries, kind == "deep", 2 * (kind == "rank"))
+    recipe = Recipe(trellis=0, heal_deep=kind == "deep", heal_rank=2 * (kind == "rank"))
+    learner = healer(original, rebuilt(original, entries), entries, recipe)
     starts = {name: tensor.detach().clone() for name, tensor in trained(learner)}
     points = train(learner, CONTEXTS, Schedule(0.01, STEPS), accumulate=accumulate, seed=1)
     moved = {name: tensor.detach() - starts[name] for name, tensor in trained(learner)}

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from sprat.source.experts import mixtures, routed_like
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def rebuilt(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
+
+def rebuilt(model: Model, entries: Mapping[str, Entry]) -> Model:
     """A copy of `model` with what `entries` stand for in it."""
     out = copy.deepcopy(model)
     parameters = out.state_dict(keep_vars=True)  # buffers that the file holds too

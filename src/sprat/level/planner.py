@@ -80,7 +80,9 @@ def candidates(recipe: Recipe, layers: int, experts: int = 0) -> list[Candidate]
             found.append(Candidate(name, replace(plain, experts=experts - count)))
     if not recipe.sparsity:
         found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in ("2:4", "0.5")]
-        found.append(Candidate("low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)))
+        if not (recipe.heal_deep or recipe.heal_rank):  # neither goes with products
+            name, beside = "low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)
+            found.append(Candidate(name, beside))
     return found
 
 

@@ -1,10 +1,12 @@
-"""A product of low rank beside a lattice, trained in healing: what scales alone cannot say.
+"""A product of low rank, alone or beside a lattice, trained in healing: what scales alone cannot say.
 
-    y = W x + B (A x),     A (r, n) drawn small, B (m, r) from nothing, both by Adam with the scales (methods/heal.py)
+    y = diag(r) (W + B A) diag(k) x,     A (r, n) and B (m, r) by Adam with the scales r and k (methods/heal.py)
 
 A few numbers for thousands of weights: they learn from little text, where the weights themselves would learn it by
-heart. All maps that are stacked in one entry share A, as they share their input. Stored as two thin lattices whose
-steps are a share of each component's size, so that rounding them loses next to nothing of what they say.
+heart. All maps that are stacked in one entry share A, as they share their input. A new product begins with A drawn
+small and B nothing, and is stored as two thin lattices whose steps are a share of each component's size, so that
+rounding them loses next to nothing of what they say. One that the file holds begins as it is, and goes back to the
+steps that it has: what was not moved by half a step is stored as it was.
 Source: LoRA (Hu et al., arXiv 2106.09685); beside a quantized matrix QLoRA (2305.14314) and LQ-LoRA (2311.12023).
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,26 +27,49 @@ from sprat.coding.tensors import OFFSET, ZERO, Entry, Lattice, LogScale, LowRank
 FINENESS = (0.3, 0.5, 0.8)
 #: What a fit leaves room for: bits that a number takes at most, and bytes that a product takes beside its numbers.
 BITS, BESIDE = 4.0, 96
-#: Of Adam, beside the rate of the scales: these are no logarithms.
+#: Of Adam, beside the rate of the scales: these are no logarithms. For an A of the size that `begin` draws it with.
 RATE = 0.5
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """right: A, (r, n); left: B, (m, r), the rows of all maps of an entry."""
+    """right: A, (r, n); left: B, (m, r), the rows of all maps of an entry; stands: what the file holds of it."""
 
     left: Tensor
     right: Tensor
+    stands: LowRank | None = None
+
+    def rates(self) -> tuple[float, float]:
+        """Of Adam, of left and right: the same product in other units of what lies between the two learns alike."""
+        if self.stands is None:
+            return RATE, RATE
+        unit = float(np.sqrt(np.square(self.stands.right.dense()).sum(1).mean())) or 1.0
+        return RATE / unit, RATE * unit
 
     def added(self, x: Tensor, out: Tensor, first: int) -> Tensor:
         """`out` of the map whose rows begin at `first`, with the product of its input x."""
         left = self.left[first : first + out.shape[-1]]
         return out + (x @ self.right.to(x.dtype).T) @ left.to(x.dtype).T
 
-    def stored(self, rest: Lattice, inputs: np.ndarray, fineness: float) -> LowRank:
-        """Beside the lattice `rest`. inputs: (n,) factors that the inputs had while this was trained."""
-        left, right = self.left.detach().double().numpy(), self.right.detach().double().numpy() * inputs
-        return LowRank(_thin(left, fineness, 0), _thin(right, fineness, 1), rest)
+    def stored(
+        self,
+        rest: Lattice | None,
+        outputs: np.ndarray,
+        inputs: np.ndarray,
+        fineness: float,
+        resolution: int | None = None,
+    ) -> LowRank:
+        """Beside `rest`, if anything. outputs: (m,), inputs: (n,) factors that both ends had while this was trained."""
+        left = self.left.detach().double().numpy() * outputs[:, None]
+        right = self.right.detach().double().numpy() * inputs
+        if self.stands is None:
+            return LowRank(_thin(left, fineness, 0), _thin(right, fineness, 1), rest)
+        wider = fineness / FINENESS[0]
+        return LowRank(
+            _again(self.stands.left, left, outputs, wider, resolution, 0),
+            _again(self.stands.right, right, inputs, wider, resolution, 1),
+            rest,
+        )
 
 
 def begin(entry: Entry, rank: int, generator: torch.Generator) -> Adapter:
@@ -52,6 +77,17 @@ def begin(entry: Entry, rank: int, generator: torch.Generator) -> Adapter:
     m, n = entry.tensor.shape
     right = torch.randn(rank, n, generator=generator) / math.sqrt(n)
     return Adapter(torch.zeros(m, rank, requires_grad=True), right.requires_grad_())
+
+
+def going_on(tensor: LowRank) -> Adapter:
+    """The product that is stored in `tensor`, to be trained further.
+
+    On a trellis no integer of a factor moves alone: such a one learns by the scale at its end only.
+    """
+    left, right = (
+        torch.from_numpy(t.dense()).requires_grad_(not t.trellis) for t in (tensor.left, tensor.right)
+    )
+    return Adapter(left, right, tensor)
 
 
 def room(shapes: Sequence[tuple[int, int]], rank: int) -> int:
@@ -69,3 +105,24 @@ def _thin(values: np.ndarray, fineness: float, along: int) -> Lattice:
     bucket = np.full(values.shape[1], ZERO + round(-4 * math.log2(fineness)), np.uint8)
     row, col = (ones, steps) if along == 0 else (steps, ones)
     return Lattice(q, row, col, classes[values.shape[0]], bucket)
+
+
+def _again(
+    was: Lattice, values: np.ndarray, outer: np.ndarray, wider: float, resolution: int | None, along: int
+) -> Lattice:
+    """values: (m, n), on the steps of `was`, `wider` times as wide and times `outer` across the axis `along`.
+
+    Its scales go there as near as their grids come, and the integers say the rest; on a trellis none of them moves.
+    """
+    wider = 1.0 if was.trellis else wider
+
+    def scale(of: LogScale, by: np.ndarray | float) -> LogScale:
+        return LogScale.nearest(of.values() * by, min(resolution or of.resolution, of.resolution))
+
+    row, col = scale(was.row, (outer, wider)[along]), scale(was.col, (wider, outer)[along])
+    if was.trellis:
+        return replace(was, row=row, col=col)
+    q = np.rint(values / row.values()[:, None] / col.values()).astype(np.int32)
+    # The coder's contexts are quarters of an octave of the integers' deviation.
+    row_class = np.clip(was.row_class.astype(int) - round(4 * math.log2(wider)), 0, 255).astype(np.uint8)
+    return replace(was, q=q, row=row, col=col, row_class=row_class, pattern=None)

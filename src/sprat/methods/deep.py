@@ -7,7 +7,8 @@ the gradient passing through the rounding as if it were not there (straight-thro
 ℓ starts at the integers. A step divides this by the root of its mean square over rows and columns (factored, as in
 Adafactor), so that it is of one size in lattice units everywhere: an integer moves when the steps on it add up to a
 half. What is noise does not, as long as rate · √steps stays well below that: few integers move, those on which the
-contexts agree. λ begins at the slope of the rate–distortion curve, 2 ln 2 · KL / weights, and follows the bits: it
+contexts agree. What the recipe holds integers to, zeros or few values, holds latents after each step (methods/held.py).
+λ begins at the slope of the rate–distortion curve, 2 ln 2 · KL / weights, and follows the bits: it
 rises while they are above what they were.
 Sources: straight-through estimator, Bengio et al. (arXiv 1308.3432); quantization-aware distillation after a one-shot
 rounding: EfficientQAT (2407.11062), BitDistiller (2402.10631), PV-Tuning (2405.14852), which shows where
@@ -29,11 +30,12 @@ from sprat.coding import entropy
 from sprat.coding.tensors import Entry, Lattice
 from sprat.methods.distil import Teacher, divergence, student_logits
 from sprat.methods.heal import Scales
+from sprat.methods.held import Held
 from sprat.methods.rate import Rate
 from sprat.training import processes
 
-#: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.01 at a rate of 0.004, with which
-#: noise alone adds up to a half at four standard deviations in 400 steps (docs/heal.md).
+#: Rate of the latents, in lattice units a step, over that of the scales, in nats: 0.005 at the default of 0.002
+#: (docs/heal.md).
 LATTICE_RATE = 2.5
 #: Shares that each step keeps of the moving averages: of the direction, of its mean square.
 DIRECTION, SQUARE = 0.9, 0.95
@@ -48,19 +50,30 @@ class _Latent:
     """One entry's. value: (m, n) float32; direction: (m, n) bfloat16; rows (m,), columns (n,): mean squares."""
 
     parameters: list[nn.Parameter]
+    held: Held
     value: Tensor
     direction: Tensor
     rows: Tensor
     columns: Tensor
+
+    def integers(self) -> Tensor:
+        """(m, n) float32."""
+        return self.held.rounded(self.value)
 
 
 class Deep:
     """A training.loop.Learner: the integers and scales of `names` and all dense tensors of a rounded model."""
 
     def __init__(
-        self, teacher: Teacher, rounded: nn.Module, entries: Mapping[str, Entry], names: Sequence[str]
+        self,
+        teacher: Teacher,
+        rounded: nn.Module,
+        entries: Mapping[str, Entry],
+        names: Sequence[str],
+        held: Mapping[str, Held] | None = None,
     ):
-        """rounded: the model that `entries` stand for, whose matrices follow; names: plain lattices all of them.
+        """rounded: the model that `entries` stand for, whose matrices follow; names: plain lattices all of them; held:
+        what integers of some of them are held to.
 
         Memory beside the models and a context's pass: 8 bytes a weight of `names`.
         """
@@ -76,7 +89,12 @@ class Deep:
                 parameter.requires_grad_(True)
             m, n = q.shape
             self.latents[name] = _Latent(
-                served, q, torch.zeros(m, n, dtype=torch.bfloat16), torch.zeros(m), torch.zeros(n)
+                served,
+                (held or {}).get(name, Held()),
+                q,
+                torch.zeros(m, n, dtype=torch.bfloat16),
+                torch.zeros(m),
+                torch.zeros(n),
             )
         self.weights = sum(latent.value.numel() for latent in self.latents.values())
         self.bits = self._bits()
@@ -116,7 +134,7 @@ class Deep:
         row, col = self._vectors(name)
         gradient *= row[:, None]
         gradient *= col
-        q = latent.value.round()
+        q = latent.integers()
         by_row = gradient * q  # r k q = W: what both factors of an element change
         factors = self.scales.factors[name]
         for f, part in zip(factors, by_row.sum(1).split(list(entry.rows)), strict=True):
@@ -133,12 +151,13 @@ class Deep:
         gradient *= (latent.columns / latent.rows.mean().clamp_min(tiny)).clamp_min(tiny).rsqrt()
         latent.direction.mul_(DIRECTION).add_(gradient, alpha=1 - DIRECTION)
         latent.value.sub_(latent.direction.float(), alpha=rate)
+        latent.held.hold(latent.value)
 
     def _show(self, name: str) -> None:
         """The model computes with the rounded latents and the scales as they are now."""
         latent, entry = self.latents[name], self.scales.entries[name]
         row, col = self._vectors(name)
-        w = latent.value.round().mul_(row[:, None]).mul_(col)
+        w = latent.integers().mul_(row[:, None]).mul_(col)
         for parameter, part in zip(latent.parameters, w.split(list(entry.rows)), strict=True):
             parameter.copy_(part.T if entry.transposed else part)
 
@@ -156,7 +175,7 @@ class Deep:
 
     def _bits(self) -> float:
         """Bits of all integers under the tables of the beginning."""
-        each = (self.rate.bits(self._lattice(n), x.value.round()).sum() for n, x in self.latents.items())
+        each = (self.rate.bits(self._lattice(n), x.integers()).sum() for n, x in self.latents.items())
         return float(sum(each))
 
     def state(self) -> dict[str, Any]:
@@ -181,9 +200,9 @@ class Deep:
         towards zero where that saves more bits than it moves them from their latents."""
         out = self.scales.healed(resolution)
         for name, latent in self.latents.items():
-            q = latent.value.round()
+            q = latent.integers()
             if price:
-                lattice, less = self._lattice(name), q - q.sign()
+                lattice, less = self._lattice(name), latent.held.smaller(q)
                 saved = self.rate.bits(lattice, q) - self.rate.bits(lattice, less)
                 moved = (latent.value - less).square() - (latent.value - q).square()
                 q = torch.where(price * saved > moved, less, q)

@@ -4,7 +4,9 @@ Rounding leaves W = diag(r) Q diag(k) for every map; Q stays as it is, r and k m
     minimise  KL( p(x) || q_{r,k,d}(x) )  over the calibration text,     r = r0 · exp(b),  k = k0 · exp(a),
 by Adam on a, b and d. Since y = r ⊙ (Q (k ⊙ x)), the factors sit at a map's input and output: no gradient of a weight
 matrix is ever computed, and any family is served by its hooks. An embedding's k is at work where tokens enter and where
-they leave; its r stays, a scale a token, most of which the text says nothing of.
+they leave; its r stays, a scale a token, most of which the text says nothing of. A map that is stored as a product, or
+has one beside its lattice, has the same factors at its ends, and the product's two halves are trained as well
+(methods/adapter.py).
 Sources: distillation, Hinton et al. (arXiv 1503.02531); scales alone after rounding: PV-Tuning (2405.14852) section 2
 and OneBit (2402.11295) show how much of the loss continuous parameters win back; Adam (1412.6980).
 """
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprat.coding.tensors import Dense, Entry, Lattice, LogScale
+from sprat.coding.tensors import Dense, Entry, Lattice, LogScale, LowRank, expand
 from sprat.methods import adapter
 from sprat.methods.adapter import Adapter
 from sprat.methods.distil import Teacher, divergence, student_logits
@@ -44,7 +46,7 @@ class _Factors:
 
 
 class Scales:
-    """A training.loop.Learner: the scales of `names` and all dense tensors of a rounded model."""
+    """A training.loop.Learner: the scales and products of `names`, and all dense tensors of a rounded model."""
 
     def __init__(
         self,
@@ -55,21 +57,31 @@ class Scales:
         dense: bool = True,
         rank: int = 0,
     ):
-        """rounded: the model that `entries` stand for, whose matrices are not touched; names: lattices all of them.
-        rank: of a product beside each of them that is no embedding (methods/adapter.py); 0: none."""
+        """rounded: the model that `entries` stand for; products are taken out of its matrices, to be computed beside
+        them. names: of maps. rank: of a new product beside each of them that has none and is no embedding
+        (methods/adapter.py); 0: none."""
         for model in (teacher.model, rounded):
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         self.teacher, self.rounded, self.entries = teacher, rounded, entries
-        users = _users(rounded)
+        users, parameters = _users(rounded), dict(rounded.named_parameters())
         self.factors = {name: _factors(entries[name], users) for name in names}
         generator = torch.Generator().manual_seed(0)
         self.adapters: dict[str, Adapter] = {}
-        for name, fs in self.factors.items() if rank else ():
-            if not any(isinstance(m, nn.Embedding) for f in fs for m in f.modules):
-                made = self.adapters[name] = adapter.begin(entries[name], rank, generator)
-                self.factors[name] = [replace(f, adapter=made) for f in fs]
-        parameters = dict(rounded.named_parameters())
+        for name, fs in self.factors.items():
+            tensor, embedding = (
+                entries[name].tensor,
+                any(isinstance(m, nn.Embedding) for f in fs for m in f.modules),
+            )
+            if isinstance(tensor, LowRank):
+                made = adapter.going_on(tensor)
+                _take_out(entries[name], tensor, parameters)
+            elif rank and not embedding:
+                made = adapter.begin(entries[name], rank, generator)
+            else:
+                continue
+            self.adapters[name] = made
+            self.factors[name] = [replace(f, adapter=made) for f in fs]
         self.dense: dict[str, tuple[nn.Parameter, Tensor]] = {}
         for name, entry in entries.items():
             if dense and isinstance(entry.tensor, Dense) and entry.maps[0] in parameters:
@@ -80,8 +92,12 @@ class Scales:
         groups: list[dict[str, Any]] = [
             {"params": [t for t in free.values() if t.requires_grad], "size": 1.0}
         ]
-        products = [t for a in self.adapters.values() for t in (a.left, a.right)]
-        groups += [{"params": products, "size": adapter.RATE}] * bool(products)
+        groups += [
+            {"params": [tensor], "size": size}
+            for a in self.adapters.values()
+            for tensor, size in zip((a.left, a.right), a.rates(), strict=True)
+            if tensor.requires_grad
+        ]
         # A dense tensor's rate is relative to its size, as a scale's is by its logarithm.
         groups += [
             {"params": [exact], "size": max(float(exact.square().mean().sqrt()), 1e-3)}
@@ -150,7 +166,7 @@ class Scales:
         self, resolution: int | None = None, fineness: float = adapter.FINENESS[0]
     ) -> dict[str, Entry]:
         """The entries as trained, scales on the grids that they had or `resolution` steps an octave, products in steps
-        of `fineness`."""
+        of `fineness` (methods/adapter.py)."""
         healed = {
             name: _healed(self.entries[name], fs, resolution, fineness) for name, fs in self.factors.items()
         }
@@ -171,13 +187,23 @@ def _users(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
 
 
 def _factors(entry: Entry, users: Mapping[str, tuple[nn.Module, ...]]) -> list[_Factors]:
-    assert isinstance(entry.tensor, Lattice)
+    assert isinstance(entry.tensor, Lattice | LowRank)
     inputs, out, first = torch.zeros(entry.tensor.shape[1], requires_grad=True), [], 0
     for name, rows in zip(entry.maps, entry.rows, strict=True):
         tokens = any(isinstance(m, nn.Embedding) for m in users[name])
         out.append(_Factors(users[name], inputs, torch.zeros(rows, requires_grad=not tokens), first))
         first += rows
     return out
+
+
+def _take_out(entry: Entry, tensor: LowRank, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Of the product's maps only the lattice beside it is left, or nothing."""
+    with torch.no_grad():
+        for name in entry.maps:
+            parameters[name].zero_()
+        if tensor.rest is not None:
+            for name, array in expand({"": replace(entry, tensor=tensor.rest)}).items():
+                parameters[name].copy_(torch.from_numpy(array))
 
 
 @contextmanager
@@ -190,9 +216,9 @@ def attached(factors: Iterable[_Factors]) -> Iterator[None]:
                 hooks.append(module.register_forward_hook(_looked_up(f)))
             else:
                 hooks.append(module.register_forward_pre_hook(_before(f)))
-                hooks.append(module.register_forward_hook(_behind(f)))
                 if f.adapter is not None:
                     hooks.append(module.register_forward_hook(_beside(f.adapter, f.first)))
+                hooks.append(module.register_forward_hook(_behind(f)))
     try:
         yield
     finally:
@@ -229,14 +255,18 @@ def _beside(made: Adapter, first: int) -> Any:
 
 
 def _healed(entry: Entry, factors: list[_Factors], resolution: int | None, fineness: float) -> Entry:
-    lattice = entry.tensor
-    assert isinstance(lattice, Lattice)
-    row = torch.cat([f.outputs for f in factors]).detach().double().exp().numpy() * lattice.row.values()
+    """Grids and fineness as `Scales.healed` takes them."""
+    tensor, made = entry.tensor, factors[0].adapter
+    assert isinstance(tensor, Lattice | LowRank)
+    outputs = torch.cat([f.outputs for f in factors]).detach().double().exp().numpy()
     inputs = factors[0].inputs.detach().double().exp().numpy()
-    healed = replace(
+    lattice = tensor.rest if isinstance(tensor, LowRank) else tensor
+    healed = lattice and replace(
         lattice,
-        row=LogScale.nearest(row, resolution or lattice.row.resolution),
+        row=LogScale.nearest(outputs * lattice.row.values(), resolution or lattice.row.resolution),
         col=LogScale.nearest(inputs * lattice.col.values(), resolution or lattice.col.resolution),
     )
-    made = factors[0].adapter
-    return replace(entry, tensor=made.stored(healed, inputs, fineness) if made else healed)
+    if made is not None:
+        return replace(entry, tensor=made.stored(healed, outputs, inputs, fineness, resolution))
+    assert healed is not None
+    return replace(entry, tensor=healed)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from sprat.coding.tensors import Entry, Lattice
+from sprat.coding.tensors import Dense, Entry, Lattice
 from sprat.errors import SpratError
 from sprat.methods.deep import Deep
 from sprat.methods.distil import Teacher
 from sprat.methods.heal import Scales
+from sprat.methods.held import held
+from sprat.recipe import Recipe
 from sprat.sizes import format_bytes
+from sprat.source.maps import linear_maps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Healer = Scales | Deep
 T = TypeVar("T")
@@ -26,14 +32,23 @@ DEEP_CONTEXTS = 4
 
 
 def healer(
-    original: nn.Module, rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, rank: int = 0
+    original: PreTrainedModel, rounded: PreTrainedModel, entries: Mapping[str, Entry], recipe: Recipe
 ) -> Healer:
-    """A learner of `rounded`, the model that `entries` stand for. deep: its integers too, which have no trellis. rank:
-    of the products beside its maps that learn too (methods/adapter.py)."""
-    names = [name for name, entry in entries.items() if isinstance(entry.tensor, Lattice)]
-    if deep:
-        return Deep(Teacher(original), rounded, entries, names)
-    return Scales(Teacher(original), rounded, entries, names, rank=rank)
+    """A learner of `rounded`, the model that `entries` stand for. With `recipe.heal_deep` of its integers too, which
+    have no trellis, within what the recipe holds them to; with `recipe.heal_rank` of new products beside its maps too
+    (methods/adapter.py)."""
+    if not recipe.heal_deep:
+        names = [name for name, entry in entries.items() if not isinstance(entry.tensor, Dense)]
+        return Scales(Teacher(original), rounded, entries, names, rank=recipe.heal_rank)
+    found = {name: entry.tensor for name, entry in entries.items() if isinstance(entry.tensor, Lattice)}
+    plain = recipe.unconstrained()
+    # Constraints are the layers': embedding and head have none.
+    layers = {m.name for m in linear_maps(rounded)} if recipe != plain else set()
+    constraints = {
+        name: held(lattice, recipe if entries[name].maps[0] in layers else plain)
+        for name, lattice in found.items()
+    }
+    return Deep(Teacher(original), rounded, entries, list(found), constraints)
 
 
 def fitting(
@@ -66,7 +81,7 @@ def memory(rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, context
     """Bytes that a healing takes, about: both models, a context's pass, and with `deep` gradients and latents."""
     size = next(rounded.parameters()).itemsize
     parameters = sum(p.numel() for p in rounded.parameters())
-    shapes = [entry.tensor.shape for entry in entries.values() if isinstance(entry.tensor, Lattice)]
+    shapes = [entry.tensor.shape for entry in entries.values() if not isinstance(entry.tensor, Dense)]
     widths, vocabulary = sum(map(sum, shapes)), max(rows for rows, _ in shapes)
     of_context = 2 * size * context * (widths + 2 * vocabulary)
     return 2 * size * parameters + of_context + deep * (size + 8) * parameters

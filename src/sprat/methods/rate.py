@@ -2,7 +2,7 @@
 
 With b_c(k) the bits of symbol k in the context c of an element (coding/entropy.py), the slope at k is the central
 difference  b_c'(k) = (b_c(k + 1) − b_c(k − 1)) / 2:  the derivative of the quadratic through the three, about 0 at
-k = 0, and of k's sign elsewhere.
+k = 0, and of k's sign elsewhere. What a pattern leaves out is not coded, and costs nothing (coding/patterns.py).
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ class Rate:
 
     def bits(self, lattice: Lattice, q: Tensor) -> Tensor:
         """(m, n) float32: bits of each of the integers q."""
-        return self._bits[_places(lattice, q)]
+        bits = self._bits[_places(lattice, q)]
+        return bits if lattice.pattern is None else bits * torch.from_numpy(lattice.pattern.mask)
 
 
 def _places(lattice: Lattice, q: Tensor) -> Tensor:
     """(m, n) int32: where in the flat tables an element's context and symbol are."""
-    rows, columns = (torch.from_numpy(c.astype(np.int32)) for c in (lattice.row_class, lattice.col_class))
+    col_class, pattern = lattice.col_class, lattice.pattern
+    if pattern is not None:  # the columns of a group share the class of those that are coded
+        col_class = np.repeat(pattern.classes(col_class)[:: pattern.kept], pattern.group)
+    rows, columns = (torch.from_numpy(c.astype(np.int32)) for c in (lattice.row_class, col_class))
     out = rows[:, None] + (columns - OFFSET)
     out.clamp_(0, BUCKETS - 1).mul_(2 * MAX_SYMBOL + 1).add_(MAX_SYMBOL)
     return out.add_(q.to(torch.int32).clamp_(-MAX_SYMBOL, MAX_SYMBOL))

@@ -45,17 +45,23 @@ def different_tokens(
 def calibration_overlap(provenance: dict[str, Any], texts: Sequence[Text]) -> dict[str, Any]:
     """Whether the evaluation text was seen in calibration or in healing, as far as the file's provenance can tell.
 
-    Reads provenance["calibration"] and, where there is one, ["heal"]: {"source": "self" or a name, "sha256": [of each
-    file], "sketch": overlap.sketch}. overlap: the share of the text, of the two the larger, that is in the evaluation
-    text; None: unknown.
+    Reads provenance["calibration"] and `healings`: {"source": "self" or a name, "sha256": [of each file], "sketch":
+    overlap.sketch}. overlap: the share of the text, of all of them the largest, that is in the evaluation text; None:
+    unknown.
     """
-    said = [provenance.get("calibration") or {}, provenance.get("heal") or {}]
+    said = [provenance.get("calibration") or {}, *healings(provenance)]
     origins = dict.fromkeys(str(one.get("source", "unknown")) for one in said if one)
-    found = [_seen(one, texts) for one in said[: 2 if said[1] else 1]]
+    found = [_seen(one, texts) for one in said]
     known = [share for share in found if share is not None]
-    # One that is in the text is bad enough; none is only known of both.
+    # One that is in the text is bad enough; none is only known of all.
     unknown = len(known) < len(found) and not any(known)
     return {"source": ", ".join(origins) or "unknown", "overlap": None if unknown else max(known)}
+
+
+def healings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a file says of each of its healings, in their order; in older files one stands without a list."""
+    said = provenance.get("heal") or []
+    return [said] if isinstance(said, dict) else list(said)
 
 
 def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
