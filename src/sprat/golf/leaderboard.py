@@ -28,6 +28,8 @@ COLUMNS = (
     "machine",
     "runs in",
 )
+#: Those that fit a terminal of 80 columns.
+BRIEF = ("result", "seeds", "bytes", "tokens", "bits a byte", "runs in")
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; color: #111 }
 table { border-collapse: collapse } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: right }
 td:nth-child(2), th:nth-child(2), td:nth-last-child(-n+2), th:nth-last-child(-n+2) { text-align: left }"""
@@ -84,6 +86,18 @@ class Board:
         return out
 
 
+    def brief(self) -> list[tuple[str, ...]]:
+        """A row for BRIEF of each entry, named without the folder that all lie in."""
+        folders = {str(Path(entry.name).parent) for entry in self.entries}
+        rows = []
+        for row in self.rows():
+            cells = dict(zip(COLUMNS, row, strict=True))
+            if len(folders) == 1:
+                cells["result"] = Path(cells["result"]).name
+            rows.append(tuple(cells[name] for name in BRIEF))
+        return rows
+
+
 def gather(folder: Path) -> list[Board]:
     """A board for each cap, length, clock or pace, and held-out text, the smallest cap first. ProofError where there is
     no result."""
@@ -120,7 +134,8 @@ def length_words(kind: str, amount: float) -> str:
     """A length in words: 2,000,000 tokens, 5 minutes, 3 processor minutes."""
     if kind == "tokens":
         return f"{amount:,.0f} tokens"
-    return f"{amount / 60:g} {kind.replace('seconds', 'minutes')}"
+    unit = kind.replace("seconds", "minute")
+    return f"{amount / 60:g} {unit}{'s'[: amount != 60]}"
 
 
 def spread(values: Sequence[float]) -> str:

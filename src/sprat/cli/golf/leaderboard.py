@@ -22,12 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Print a table a board; write the page."""
-    from sprat.golf.leaderboard import COLUMNS, gather, write
+    from sprat.golf.leaderboard import BRIEF, gather, write
 
     boards, console = gather(arguments.folder), terminal.out()
     for board in boards:
         console.print(f"\n{board.title}", markup=False, soft_wrap=True)
-        console.print(terminal.table(COLUMNS, board.rows()))
+        console.print(terminal.table(BRIEF, board.brief()))
     if arguments.out:
         write(boards, arguments.out)
         console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
