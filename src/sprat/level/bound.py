@@ -87,7 +87,7 @@ def _count(logs: dict[int, float], target: Target, recipe: Recipe) -> None:
 
 
 def spectra(w: Tensor, metric: Metric, row_floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) ½ ν_i and (n,) μ_j for w: (m, n), float64: v_ij is their product."""
+    """½ ν_i and μ_j for w: (m, n), float64, at most m and n of them, as some may be zero: v_ij is their product."""
     square = w.double().square()
     k = square.mean(0)
     live = k > 0
@@ -100,4 +100,7 @@ def spectra(w: Tensor, metric: Metric, row_floor: float) -> tuple[np.ndarray, np
 
 
 def _eigenvalues(moments: Tensor, scale: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh((moments.double() * scale[:, None]) * scale).clamp_min(0)
+    """Of those whose scale is not zero: what is zero exactly would come out as 1e-17 on some processors."""
+    live = scale > 0
+    inner = moments.double()[live][:, live] * scale[live, None] * scale[live]
+    return torch.linalg.eigvalsh(inner).clamp_min(0)
