@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,8 @@ def into_cap(
         )
         return Rounded(entries, counts), file
 
-    for attempt in count():
+    attempt = 0
+    while True:
         with _stage(seconds, "statistics"):
             metrics = measure(model, found, learnt, recipe, seed, progress)
             spreads = [_spread(t, m, recipe) for t, m in zip(found, metrics, strict=True)]
@@ -167,6 +167,7 @@ def into_cap(
             break
         recipe, warning = trust.stronger(recipe, attempt, predicted, measured, ADVICE)
         warnings.append(warning)
+        attempt += 1
     ledger = fitted.file.save(out)
     nbytes = fitted.file.nbytes
     return FitResult(
