@@ -85,7 +85,6 @@ class Board:
             )
         return out
 
-
     def brief(self) -> list[tuple[str, ...]]:
         """A row for BRIEF of each entry, named without the folder that all lie in."""
         folders = {str(Path(entry.name).parent) for entry in self.entries}
