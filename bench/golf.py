@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from bench.markdown import table
 from bench.pace import paces
 from bench.record import commit, save_json
 from bench.texts import text_name
@@ -223,7 +224,6 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
             *_against(base, entry, name == baseline),
             runs[0]["engine"],
         ])  # fmt: skip
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
     failed = [
         f"- {_short(name, entries)}, seed {f['seed']}: {f['error']}"
         for name, entry in entries.items()
@@ -231,7 +231,7 @@ def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str
     ]
     remarks = folder / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
-    parts = [_intro(base, _short(baseline, entries)), table]
+    parts = [_intro(base, _short(baseline, entries)), table(head, lines)]
     parts += ["Not trained:\n\n" + "\n".join(failed)] if failed else []
     return "\n\n".join(filter(None, [*parts, said, _how(entries)])) + "\n"
 

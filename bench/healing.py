@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import markdown
 from bench.technique_rows import ROWS
 
 
@@ -38,11 +39,11 @@ def _point(contexts: int, row: dict[str, Any]) -> Point:
 def table(found: Mapping[str, list[Point]]) -> str:
     """Markdown: a row a file, a column a number of contexts."""
     counts = sorted({p.contexts for points in found.values() for p in points})
-    lines = [["file", *(f"{n} contexts" if n else "unhealed" for n in counts)], ["---"] * (len(counts) + 1)]
+    columns, lines = ["file", *(f"{n} contexts" if n else "unhealed" for n in counts)], []
     for name, points in found.items():
         cells = {p.contexts: f"{p.kl[0]:.3f}" + _spent(p, points[0]) for p in points}
         lines.append([name, *(cells.get(n, "") for n in counts)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown.table(columns, lines)
 
 
 def _spent(point: Point, first: Point) -> str:

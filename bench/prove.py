@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import texts
+from bench.markdown import table
 from sprat.cli.main import main as sprat
 from sprat.errors import SpratError
 from sprat.folders import write_whole
@@ -168,7 +169,7 @@ def _fidelity(proofs: Sequence[tuple[Path, dict[str, Any]]]) -> str:
         "budget", "bytes", "× smaller", "bits a weight", "KL, nats a token", "same top, %", "perplexity ×",
         "bits a byte, more", "replayed",
     ]  # fmt: skip
-    return _table(columns, lines)
+    return table(columns, lines, right=True)
 
 
 def _replayed(folder: Path) -> str:
@@ -213,7 +214,7 @@ def _tasks(proofs: Sequence[dict[str, Any]]) -> str:
         "*changed*: p stays below 0.05 after Holm's correction over all rows of this table. Lost and won are questions "
         "that only the original, only the file answered right."
     )
-    return "## Tasks\n\n" + _table(columns, lines) + "\n\n" + said
+    return "## Tasks\n\n" + table(columns, lines, right=True) + "\n\n" + said
 
 
 def _interval(value: dict[str, Any], places: int, scale: float = 1, sign: str = "") -> str:
@@ -221,11 +222,6 @@ def _interval(value: dict[str, Any], places: int, scale: float = 1, sign: str = 
         f"{scale * value[end]:{sign}.{places}f}" for end in ("value", "low", "high") if value[end] is not None
     ]
     return shown[0] if len(shown) < 3 else f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["--:"] * (len(columns) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *lines])
 
 
 if __name__ == "__main__":

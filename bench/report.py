@@ -7,6 +7,7 @@ from typing import Any
 from bench import picture
 from bench.curve import at, bytes_at, curves
 from bench.judge import ratio
+from bench.markdown import table
 from bench.record import Record
 from bench.texts import KINDS
 from bench.work import base_name
@@ -68,7 +69,7 @@ def _sprat(rows: dict[str, Row]) -> str:
         for r in found
     ]
     columns = ["budget", "calibrated on", "MB", "KL", "same top", "perplexity ×", "KL predicted", "fit, s"]
-    return "## sprat\n\n" + _table(columns, lines)
+    return "## sprat\n\n" + table(columns, lines, right=True)
 
 
 def _peers(rows: dict[str, Row], model: str) -> str:
@@ -107,7 +108,7 @@ def _peers(rows: dict[str, Row], model: str) -> str:
     return (
         "## Peers\n\n"
         + grid
-        + _table(columns, lines)
+        + table(columns, lines, right=True)
         + f"\n\n{_losses(rows)}"
         + """
 
@@ -174,7 +175,7 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     return (
         f"## Parts switched off, one at a time, at {budget}\n\nCalibrated on text that the model wrote unless "
         "it says otherwise. A fit ends between 99 and 100 % of its budget.\n\n"
-        + _table(["", "MB", "KL", "same top", "KL over the first row's"], lines)
+        + table(["", "MB", "KL", "same top", "KL over the first row's"], lines, right=True)
     )
 
 
@@ -220,8 +221,3 @@ def _share(value: dict[str, Any]) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / 1e6:.{2 if count >= 1e6 else 4}f}"
-
-
-def _table(columns: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] + ["--:"] * (len(columns) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *lines])

@@ -23,6 +23,7 @@ import torch
 import sprat
 from bench import healing, texts
 from bench.judge import Judge, contexts
+from bench.markdown import table
 from bench.measure import Bench
 from bench.record import Record
 from bench.technique_rows import HEAL_TOKENS, LEVEL, ROWS, Row, file_of
@@ -257,11 +258,16 @@ def page(record: Record) -> str:
             f"{found['decode']:.0f}" if "decode" in found else "",
             row.published,
         ])  # fmt: skip
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
     remarks = record.path.parent / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
     commands = "\n".join(f"    {run['command']}" for run in record.data["commands"])
-    parts = [_intro(record, original, rows, names), table, _healing(rows), said, "## How\n\n" + commands]
+    parts = [
+        _intro(record, original, rows, names),
+        table(head, lines),
+        _healing(rows),
+        said,
+        "## How\n\n" + commands,
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

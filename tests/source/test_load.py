@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sprat.errors import SourceError
-from sprat.source.load import load
+from sprat.source.load import digest, load
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_the_hash_follows_the_weights(tiny, folder):
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert load(folder).hash != load(tiny.folder).hash
+    assert digest(folder) == load(folder).hash
+
+
+def test_what_is_no_model_has_no_digest(tmp_path):
+    with pytest.raises(SourceError, match="is no model"):
+        digest(tmp_path)
 
 
 def test_shards(tiny, tmp_path):

@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,22 +134,18 @@ def into_cap(
     exact, rates = _exact(model, found), curve(recipe)
 
     def build(metrics: list[Metric], level: float) -> tuple[Rounded, container.Assembled]:
-        entries, counts = dict(exact), entropy.Counts.none()
-        for target, metric in zip(found, metrics, strict=True):
-            tables = entropy.prior_tables()
-            held_by = round_to_level(target.w, metric, level, recipe, tables, 1)
-            entries[target.names[0]] = Entry(target.names, target.rows, held_by)
-            counts = counts + entropy.count(lattices(held_by), 1)
+        rounded = _rounded(found, metrics, level, recipe)
+        rounded = replace(rounded, entries={**exact, **rounded.entries})
         progress("rounding", 1, 1)
         file = container.assemble(
             config=config,
-            entries=entries,
+            entries=rounded.entries,
             recipe={**recipe.to_dict(), "level": level},
             provenance={"sprat": __version__, "model": out.stem, "original_bytes": 2 * weights},
             file_extra={"tokenizer/packed": tokenizer},
-            tables=entropy.Tables.from_counts(counts),
+            tables=entropy.Tables.from_counts(rounded.counts),
         )
-        return Rounded(entries, counts), file
+        return rounded, file
 
     attempt = 0
     while True:
@@ -168,20 +164,20 @@ def into_cap(
         recipe, warning = trust.stronger(recipe, attempt, predicted, measured, ADVICE)
         warnings.append(warning)
         attempt += 1
-    ledger = fitted.file.save(out)
-    nbytes = fitted.file.nbytes
+    ledger, nbytes = fitted.file.save(out), fitted.file.nbytes
+    bits = 8 * nbytes / weights
     return FitResult(
-        out,
-        nbytes,
-        fitted.level,
-        8 * nbytes / weights,
-        predicted,
-        measured,
-        measured,
-        seconds,
-        warnings,
-        ledger,
+        out, nbytes, fitted.level, bits, predicted, measured, measured, seconds, warnings, ledger
     )
+
+
+def _rounded(found: list[Target], metrics: list[Metric], level: float, recipe: fits.Recipe) -> Rounded:
+    entries, counts = {}, entropy.Counts.none()
+    for target, metric in zip(found, metrics, strict=True):
+        held_by = round_to_level(target.w, metric, level, recipe, entropy.prior_tables(), 1)
+        entries[target.names[0]] = Entry(target.names, target.rows, held_by)
+        counts = counts + entropy.count(lattices(held_by), 1)
+    return Rounded(entries, counts)
 
 
 def _spread(target: Target, metric: Metric, recipe: fits.Recipe) -> predict.Spread:

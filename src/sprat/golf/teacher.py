@@ -7,7 +7,6 @@ A teacher is a model that sprat opens, with the student's own tokenizer, or a wi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from sprat.golf.model import Decoder
 from sprat.prove.environment import sha256
 from sprat.run.model import to_torch
 from sprat.run.tokenizer import open_tokenizer
-from sprat.source import places
+from sprat.source.load import digest as source_digest
 from sprat.source.load import load as open_source
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ def digest(ref: str | Path) -> str:
     if _written(path):
         int8.written(path, "the teacher ")  # refuses what cannot be opened
         return sha256(path)
-    place = places.find(str(ref)).path
-    files = [place] if place.is_file() else [*place.glob("config.json"), *sorted(place.glob("*.safetensors"))]
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return source_digest(ref)
 
 
 def _written(path: Path) -> bool:

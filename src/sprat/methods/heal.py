@@ -69,10 +69,8 @@ class Scales:
         generator = torch.Generator().manual_seed(0)
         self.adapters: dict[str, Adapter] = {}
         for name, fs in self.factors.items():
-            tensor, embedding = (
-                entries[name].tensor,
-                any(isinstance(m, nn.Embedding) for f in fs for m in f.modules),
-            )
+            tensor = entries[name].tensor
+            embedding = any(isinstance(m, nn.Embedding) for f in fs for m in f.modules)
             if isinstance(tensor, LowRank):
                 made = adapter.going_on(tensor)
                 _take_out(entries[name], tensor, parameters)

@@ -107,13 +107,26 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerFast:
         return _tokenizer(places.find(str(ref)), {"tokenizer.json": b""})
 
 
+def digest(ref: str | Path) -> str:
+    """The hash that `load` would give of the same model, without its weights in memory. SourceError where none is."""
+    path = places.find(str(ref)).path
+    if path.is_dir():
+        _read_config(path)  # says what is wrong with a folder that holds no model
+    return _digest(_parts(path))
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that a model is: a GGUF, or of a folder config.json and the weights."""
+    return [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+
+
 def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
     from transformers import AutoModelForCausalLM
 
     path = place.path
     config = _read_config(path)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
+    parts = _parts(path)
+    if len(parts) == 1:  # config.json alone
         pickles = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
         if pickles:
             raise SourceError(
@@ -131,7 +144,7 @@ def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, d
     model, info = loaded
     _refuse_missing(path, info)
     files = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
-    return model, files, _digest([path / "config.json", *weights])
+    return model, files, _digest(parts)
 
 
 def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, bytes], str]:
@@ -161,7 +174,7 @@ def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dic
         for name in names:
             if name in vars(holder):
                 delattr(holder, name)
-    return model, {}, _digest([place.path])
+    return model, {}, _digest(_parts(place.path))
 
 
 @contextmanager
