@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import markdown
+from bench.plots import pyplot
 from bench.technique_rows import ROWS
 
 
@@ -55,12 +56,7 @@ def _spent(point: Point, first: Point) -> str:
 
 def draw(found: Mapping[str, list[Point]], path: Path) -> None:
     """heal.svg: KL against contexts, with the intervals of the KL."""
-    import matplotlib  # pyright: ignore[reportMissingImports]
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
-    plt.rcParams.update({"svg.hashsalt": "sprat", "font.size": 10, "svg.fonttype": "none"})
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     for name, points in found.items():
         middle = [p.kl[0] for p in points]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.curve import curves
+from bench.plots import pyplot
 
 #: Peers by colour and mark.
 PEERS = {
@@ -31,12 +32,7 @@ SPRAT = {
 
 def draw(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
     """Write the picture; the format follows the name (.svg, .png)."""
-    import matplotlib  # pyright: ignore[reportMissingImports]
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
-    plt.rcParams.update({"svg.hashsalt": "sprat", "font.size": 10, "svg.fonttype": "none"})
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8.4, 5.2))
     for calibration, points in curves(rows).items():
         label, line, colour = SPRAT[calibration]

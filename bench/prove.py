@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import texts
-from bench.markdown import table
+from bench.markdown import interval, table
 from sprat.cli.main import main as sprat
 from sprat.errors import SpratError
 from sprat.folders import write_whole
@@ -158,10 +158,10 @@ def _fidelity(proofs: Sequence[tuple[Path, dict[str, Any]]]) -> str:
                 f"{size:,}",
                 f"{said['against']['bytes'] / size:.2f}",
                 f"{said['file']['bits_per_weight']:.2f}",
-                _interval(m["kl"], 4),
-                _interval(m["same_top"], 1, 100),
-                _interval(m["perplexity_ratio"], 3),
-                _interval(m["bits_per_byte_difference"], 4),
+                interval(m["kl"], 4),
+                interval(m["same_top"], 1, 100),
+                interval(m["perplexity_ratio"], 3),
+                interval(m["bits_per_byte_difference"], 4),
                 _replayed(folder),
             ]
         )
@@ -196,9 +196,9 @@ def _tasks(proofs: Sequence[dict[str, Any]]) -> str:
                 task["name"],
                 Path(said["file"]["path"]).name,
                 str(task["items"]),
-                _interval(task["accuracy_original"], 1, 100),
-                _interval(task["accuracy_compressed"], 1, 100),
-                _interval(task["difference"], 1, 100, "+"),
+                interval(task["accuracy_original"], 1, 100),
+                interval(task["accuracy_compressed"], 1, 100),
+                interval(task["difference"], 1, 100, "+"),
                 f"{task['flips']['lost']} / {task['flips']['won']}",
                 f"{task['mcnemar_p']:.2g}",
                 "yes" if p <= 0.05 else "",
@@ -215,13 +215,6 @@ def _tasks(proofs: Sequence[dict[str, Any]]) -> str:
         "that only the original, only the file answered right."
     )
     return "## Tasks\n\n" + table(columns, lines, right=True) + "\n\n" + said
-
-
-def _interval(value: dict[str, Any], places: int, scale: float = 1, sign: str = "") -> str:
-    shown = [
-        f"{scale * value[end]:{sign}.{places}f}" for end in ("value", "low", "high") if value[end] is not None
-    ]
-    return shown[0] if len(shown) < 3 else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 from bench import picture
 from bench.curve import at, bytes_at, curves
 from bench.judge import ratio
-from bench.markdown import table
+from bench.markdown import interval, table
 from bench.record import Record
 from bench.texts import KINDS
 from bench.work import base_name
@@ -60,9 +60,9 @@ def _sprat(rows: dict[str, Row]) -> str:
             r["settings"]["budget"],
             KINDS[r["settings"]["calibration"]],
             _bytes(r["bytes"]),
-            _interval(r["kl"]),
+            interval(r["kl"], 4),
             _share(r["same_top"]),
-            _interval(r["perplexity_ratio"], 3),
+            interval(r["perplexity_ratio"], 3),
             f"{r['predicted_kl']:.3f}",
             f"{sum(r['fit_seconds'].values()):.0f}",
         ]
@@ -87,7 +87,7 @@ def _peers(rows: dict[str, Row], model: str) -> str:
             [
                 r["label"],
                 _bytes(r["bytes"]),
-                _interval(r["kl"]),
+                interval(r["kl"], 4),
                 _share(r["same_top"]),
                 _kl_and_factor(ours, kl),
                 f"{size / 1e6:.1f}" if size else "",
@@ -155,7 +155,7 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
         [
             "all parts on, healing off",
             _bytes(base["bytes"]),
-            _interval(base["kl"]),
+            interval(base["kl"], 4),
             _share(base["same_top"]),
             "1",
         ]
@@ -170,7 +170,7 @@ def _ablations(rows: dict[str, Row], settings: dict[str, Any]) -> str:
     for r in found:
         factor = ratio(r["kl_by_context"], base["kl_by_context"], settings["seed"])
         lines.append(
-            [r["label"], _bytes(r["bytes"]), _interval(r["kl"]), _share(r["same_top"]), _interval(factor, 2)]
+            [r["label"], _bytes(r["bytes"]), interval(r["kl"], 4), _share(r["same_top"]), interval(factor, 2)]
         )
     return (
         f"## Parts switched off, one at a time, at {budget}\n\nCalibrated on text that the model wrote unless "
@@ -207,12 +207,6 @@ def _runs(record: Record) -> str:
 
 def _kl_and_factor(ours: float | None, theirs: float) -> str:
     return f"{ours:.3g} ({theirs / ours:.1f} ×)" if ours else ""
-
-
-def _interval(value: dict[str, Any], digits: int = 4) -> str:
-    if value["low"] is None:
-        return f"{value['value']:.{digits}f}"
-    return f"{value['value']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
 def _share(value: dict[str, Any]) -> str:

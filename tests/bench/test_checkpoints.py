@@ -124,7 +124,7 @@ def test_the_report_says_where_sprat_loses():
     assert "llamacpp 90: 90.00 MB, KL 0.0050 (sprat's best at these bytes or fewer: 0.0100)" in said
     assert "nowhere here" in report._losses(OURS | {"worse": PEERS["worse"]})
     table = report._peers(OURS | PEERS, "model")
-    assert "| llamacpp 60 | 60.00 | 0.2000 (0.2000–0.2000) | 20.0 % |" in table
+    assert "| llamacpp 60 | 60.00 | 0.2000 (0.2000 to 0.2000) | 20.0 % |" in table
 
 
 def test_the_picture_has_every_kind_of_peer(tmp_path):
