@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import torch
 
-from sprat.errors import SourceError, nearest
-from sprat.golf import MODEL_TYPE
+from sprat.errors import SourceError
 from sprat.source import maps, places
+from sprat.source.checks import first_line, read_config, refuse_missing, refuse_nonfinite, refuse_unsupported
 from sprat.source.experts import unfuse
 from sprat.source.quiet import quiet
 
@@ -33,7 +33,6 @@ TOKENIZER_FILES = (
 )
 #: Keys of a config that say where and how it was loaded, not what the model is.
 _NOISE = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def load(ref: str | Path, dtype: torch.dtype = torch.bfloat16) -> Source:
         model, files, digest = (_gguf if place.path.is_file() else _folder)(place, dtype)
         tokenizer = _tokenizer(place, files)
     unfuse(model).eval()
-    _refuse_nonfinite(model)
+    refuse_nonfinite(model)
     maps.groups(model)  # refuses what sprat cannot fit, now rather than after minutes of work
     return Source(
         model=model,
@@ -111,7 +110,7 @@ def digest(ref: str | Path) -> str:
     """The hash that `load` would give of the same model, without its weights in memory. SourceError where none is."""
     path = places.find(str(ref)).path
     if path.is_dir():
-        _read_config(path)  # says what is wrong with a folder that holds no model
+        read_config(path)  # says what is wrong with a folder that holds no model
     return _digest(_parts(path))
 
 
@@ -124,7 +123,7 @@ def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, d
     from transformers import AutoModelForCausalLM
 
     path = place.path
-    config = _read_config(path)
+    config = read_config(path)
     parts = _parts(path)
     if len(parts) == 1:  # config.json alone
         pickles = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
@@ -134,15 +133,15 @@ def _folder(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, d
                 "sprat reads safetensors only (the model's hub page often has them too)"
             )
         raise SourceError(f"{path} is no model: it has a config.json, but no *.safetensors")
-    _refuse_unsupported(config)
+    refuse_unsupported(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise many types for a broken folder
-        raise SourceError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        raise SourceError(f"{path} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
-    _refuse_missing(path, info)
+    refuse_missing(path, info)
     files = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
     return model, files, _digest(parts)
 
@@ -163,9 +162,9 @@ def _gguf(place: places.Place, dtype: torch.dtype) -> tuple[PreTrainedModel, dic
             f"reading a GGUF file needs more packages: pip install 'sprat[fit]' ({error})"
         ) from error
     except Exception as error:  # gguf, transformers and numpy raise many types for a broken file
-        raise SourceError(f"{place.path} cannot be loaded: {_first_line(error)}") from error
+        raise SourceError(f"{place.path} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
-    _refuse_missing(place.path, info)
+    refuse_missing(place.path, info)
     # The weights are dense now; nothing downstream should take the model for a quantized one.
     for holder, names in (
         (model, ("hf_quantizer", "is_quantized", "quantization_method")),
@@ -198,7 +197,7 @@ def _tokenizer(place: places.Place, files: dict[str, bytes]) -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.path.parent if gguf else place.path, **options)
     except Exception as error:
-        raise SourceError(f"{place.path} has no tokenizer that can be read: {_first_line(error)}") from error
+        raise SourceError(f"{place.path} has no tokenizer that can be read: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise SourceError(
             f"{place.path}: its {type(tokenizer).__name__} cannot be written as a tokenizer.json"
@@ -211,77 +210,9 @@ def _tokenizer(place: places.Place, files: dict[str, bytes]) -> PreTrainedTokeni
     return tokenizer
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    if not file.is_file():
-        inside = sorted(p.name for p in path.iterdir())[:5]
-        ggufs = [name for name in inside if name.endswith(".gguf")]
-        hint = f"; give the file itself: {path / ggufs[0]}" if ggufs else ""
-        raise SourceError(
-            f"{path} is no model: looked for config.json and *.safetensors, "
-            f"found {', '.join(inside) or 'nothing'}{hint}"
-        )
-    try:
-        config = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise SourceError(f"{file} is no JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise SourceError(f"{file} names no model_type: it is not the config of a Hugging Face model")
-    return config
-
-
-def _refuse_unsupported(config: dict[str, Any]) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as encoders
-
-    kind = config["model_type"]
-    if kind == MODEL_TYPE:
-        from sprat.golf.pretrained import register
-
-        register()
-        return
-    if kind not in known:
-        raise SourceError(
-            f"unsupported architecture {_architecture(config)} (model_type {kind!r}){nearest(kind, known)}; supported "
-            "is any causal language model of transformers whose maps are nn.Linear or Conv1D: Llama, "
-            "Mistral, Qwen2, Qwen3, Gemma, SmolLM, GPT-2 and more. Code that comes with a model is never run."
-        )
-    # Transformers loads an encoder's weights as a language model too; what that computes from half a text is noise.
-    if kind in encoders and not config.get("is_decoder"):
-        raise SourceError(
-            f"unsupported architecture {_architecture(config)} (model_type {kind!r}): it reads a text from both "
-            "sides and is no causal language model; Llama, Mistral, Qwen, Gemma, SmolLM, GPT-2 and the like are"
-        )
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    return ", ".join(config.get("architectures") or []) or config["model_type"]
-
-
-def _refuse_missing(path: Path, info: dict[str, Any]) -> None:
-    if missing := sorted(map(str, info.get("missing_keys") or ())):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SourceError(f"{path} lacks the tensor {missing[0]}{more}")
-    if mismatched := sorted(map(str, info.get("mismatched_keys") or ())):
-        raise SourceError(f"{path}: shapes differ from what config.json says: {mismatched[0]}")
-
-
-def _refuse_nonfinite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        for part in parameter.detach().reshape(-1).split(_CHUNK):
-            # A sum is many times faster than `isfinite` and not finite if a term is not; it may overflow too.
-            if not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():
-                bad = int((~torch.isfinite(parameter.detach())).sum())
-                raise SourceError(f"the tensor {name} holds {bad} values that are NaN or infinite")
-
-
 def _digest(files: list[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
