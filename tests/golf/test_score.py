@@ -146,9 +146,28 @@ def test_a_comparison_tells_which_is_better_and_what_is_unequal(tmp_path):
     assert compare(result([1.0]), several).unequal == ("processes: 1 and 2",)
     with pytest.raises(ProofError, match="different documents"):
         compare(result([1.0]), result([1.0], hash="w"))
+    assert "neither is better" in compare(result([1.0]), result([1.0])).sentences()[0]
     (tmp_path / "a.json").write_text(json.dumps(result([1.0])))
     assert read(tmp_path / "a.json") == result([1.0])
     (tmp_path / "b.json").write_text("[]")
     for wrong in ("b.json", "absent.json"):
         with pytest.raises(ProofError, match="no result"):
             read(tmp_path / wrong)
+
+
+def test_documents_are_paired_in_whatever_order_they_were_scored():
+    """The hash of held-out documents does not tell their order."""
+    random = np.random.default_rng(1)
+    a, b = result([1.0, 1.1]), result([1.0, 1.1])
+    nbytes = random.permutation(np.arange(100, 112)).tolist()
+    for run in (*a["runs"], *b["runs"]):
+        hard = np.linspace(1, 40, len(nbytes))  # what makes a document hard for both
+        run["documents"] = [[n * h + random.normal(), n] for n, h in zip(nbytes, hard, strict=True)]
+    told = compare(a, b).difference
+    for run in (a["runs"][1], *b["runs"]):  # of one side too, a seed may have been trained another day
+        run["documents"] = [run["documents"][i] for i in random.permutation(len(nbytes))]
+    again = compare(a, b).difference
+    assert (again.value, again.low, again.high) == pytest.approx((told.value, told.low, told.high))
+    b["runs"][0]["documents"][0][1] = b["runs"][0]["documents"][1][1]
+    with pytest.raises(ProofError, match="another order"):
+        compare(a, b)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sprat.errors import ProofError
 from sprat.prove import overlap
+from sprat.prove.honesty import calibration_overlap
 from sprat.prove.text import Text, cut, excerpts, read
 
 
@@ -173,6 +174,26 @@ def test_overlap_finds_how_much_was_seen():
     assert overlap.shared(sketch, unseen) == 0
     half = overlap.shared(sketch, " ".join(words[1000:3000]))
     assert 0.3 < half < 0.7
-    assert overlap.shared(overlap.sketch("too few"), seen) == 0
+    assert overlap.seen(sketch, seen) == 1 and overlap.seen(sketch, unseen) == 0
+    assert (
+        overlap.shared(overlap.sketch("too few"), seen) == overlap.seen(overlap.sketch("too few"), seen) == 0
+    )
     with pytest.raises(ProofError, match="sketch"):
         overlap.shared("not base64!", seen)
+
+
+def test_a_short_text_that_was_seen_whole_is_told_though_it_is_little_of_the_calibration_text():
+    random = np.random.default_rng(0)
+    words = [f"w{i}" for i in random.integers(0, 5000, size=40_000)]
+    sketch, part = overlap.sketch(" ".join(words)), " ".join(words[8000:16_000])
+    unseen = " ".join(f"w{i}" for i in random.integers(0, 5000, size=8000))
+    assert 0.1 < overlap.shared(sketch, part) < 0.35
+    assert overlap.seen(sketch, part) == 1
+    assert 0.3 < overlap.seen(sketch, f"{part} {unseen}") < 0.7
+    said = {"calibration": {"source": "notes.txt", "sketch": sketch}}
+    found = calibration_overlap(said, [Text(part, "part.txt", 0, "")])
+    assert found == {"source": "notes.txt", "overlap": 1.0}
+    # One run in both by chance is not the whole text.
+    assert overlap.seen(sketch, " ".join(words[:9])) <= 2 / 8
+    nothing = {"calibration": {"source": "short.txt", "sketch": overlap.sketch("too few")}}
+    assert calibration_overlap(nothing, [Text(part, "part.txt", 0, "")])["overlap"] is None

@@ -114,6 +114,42 @@ def test_what_is_not_measured_again_does_not_hold():
     assert "arc: accuracy_original" in flatten({"metrics": {}, "tasks": tasks})
 
 
+def test_nothing_compared_is_nothing_held(tiny, record, tmp_path):
+    """A record of one context claims no interval; of another file nothing is then left to compare."""
+
+    def alone(said):
+        for part in ("positions", "frequencies", "layers", "generations", "tasks"):
+            said[part] = None
+        said["settings"].update(tasks=[], generations=0, layers=False)
+        for figure in said["metrics"].values():
+            if isinstance(figure, dict):
+                figure.update(low=None, high=None)
+
+    rewrite(record, alone)
+    assert replay(record).holds
+    again = replay(record, file=write_file(tiny.folder, tmp_path / "other.sprat", steps=3))
+    assert not again.rows and not again.holds and "nothing to compare" in again.summary()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: said["metrics"]["kl"].pop("low"), "KeyError: 'low'"),
+        (lambda said: said["metrics"]["kl"].update(value="0.1"), "not whole: TypeError"),
+        (lambda said: said["positions"][0].pop("kl"), "KeyError: 'kl'"),
+        (lambda said: said["text"].pop("sha256"), "KeyError: 'sha256'"),
+        (lambda said: said["against"].pop("hash"), "KeyError: 'hash'"),
+        (lambda said: said["settings"].update(tokens="640"), "not whole: TypeError"),
+        (lambda said: said.update(metrics={}, positions=None, frequencies=None, layers=None, generations=None,
+                                  tasks=None), "no figure"),
+    ],
+)  # fmt: skip
+def test_a_record_that_was_spoilt_by_hand_is_refused_by_what_it_lacks(record, change, message):
+    rewrite(record, change)
+    with pytest.raises(ProofError, match=message):
+        load(record)
+
+
 @pytest.mark.parametrize(
     ("part", "path", "message"),
     [

@@ -48,10 +48,8 @@ class Comparison:
     def sentences(self) -> list[str]:
         d = self.difference
         better = "the second" if d.value > 0 else "the first"
-        lines = [
-            f"{better} is better by {abs(d.value):.4f} bits a byte (95 % interval of the difference over documents "
-            f"{d.low:.4f} to {d.high:.4f})"
-        ]
+        by = f"{better} is better by {abs(d.value):.4f} bits a byte" if d.value else "neither is better"
+        lines = [f"{by} (95 % interval of the difference over documents {d.low:.4f} to {d.high:.4f})"]
         if self.p is None:
             lines.append("one seed a side says nothing of other seeds: train with --seeds 3 for Welch's test")
         else:
@@ -69,12 +67,12 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
             "the two were scored on different documents: give both the same text and validation share"
         )
     sides, costs = [], []
+    nbytes = np.array([n for _, n in a["runs"][0]["documents"]], np.float64)
     for result in (a, b):
         scores = [run["bits_per_byte"] for run in result["runs"]]
         deviation = stdev(scores) if len(scores) > 1 else 0.0
         sides.append(Side(len(scores), fmean(scores), deviation, max(run["bytes"] for run in result["runs"])))
-        costs.append(np.mean([[bits for bits, _ in run["documents"]] for run in result["runs"]], axis=0))
-    nbytes = np.array([n for _, n in a["runs"][0]["documents"]], np.float64)
+        costs.append(np.mean([_bits(run, nbytes) for run in result["runs"]], axis=0))
     sums = np.stack([costs[0] - costs[1], nbytes], axis=1)
     difference = estimate(sums, resample(sums), lambda s: s[..., 0] / s[..., 1])
     t = freedom = p = None
@@ -89,6 +87,25 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     if a["text"]["hash"] != b["text"]["hash"]:
         unequal += ("training text",)
     return Comparison(sides[0], sides[1], difference, t, freedom, p, unequal)
+
+
+def _bits(run: dict[str, Any], nbytes: np.ndarray) -> np.ndarray:
+    """What each document of a seed costs in bits, (documents,), in the order that `nbytes` has.
+
+    The hash of held-out documents is the same in whatever order their files were named, so only their bytes tell
+    which is which; paired in another order, the interval would be one of documents that have nothing in common.
+    """
+    bits, own = np.array(run["documents"], np.float64).T
+    if np.array_equal(own, nbytes):
+        return bits
+    if len(np.unique(own)) < len(own) or not np.array_equal(np.sort(own), np.sort(nbytes)):
+        raise ProofError(
+            "the two were scored on the same documents in another order, and their bytes do not tell which is which: "
+            "train one of them again with its validation files in the order of the other"
+        )
+    out = np.empty_like(bits)
+    out[np.argsort(nbytes)] = bits[np.argsort(own)]
+    return out
 
 
 def _plain(value: object) -> str:

@@ -203,8 +203,13 @@ def _measured(
         metrics, nats = summarise(scores, seed), scores.kl.sum(axis=1)
     if file.provenance is not None:
         seen = honesty.calibration_overlap(file.provenance, [original.sample])
-        if seen["overlap"]:
-            warnings.append(f"about {seen['overlap']:.0%} of {name}'s calibration text is in this text")
+        if seen["overlap"] is None:
+            warnings.append(
+                f"{name} does not say what it was calibrated on: overlap with this text is unknown"
+            )
+        elif seen["overlap"]:
+            share = f"about {seen['overlap']:.0%} of {name}'s calibration text, or of this text, is in both"
+            warnings.append(f"{share}: its figures are flattered")
     return Row(name, ref, kind, file.engine, file.bytes, file.sha256, metrics, reason), nats, warnings
 
 

@@ -46,8 +46,8 @@ def calibration_overlap(provenance: dict[str, Any], texts: Sequence[Text]) -> di
     """Whether the evaluation text was seen in calibration or in healing, as far as the file's provenance can tell.
 
     Reads provenance["calibration"] and `healings`: {"source": "self" or a name, "sha256": [of each file], "sketch":
-    overlap.sketch}. overlap: the share of the text, of all of them the largest, that is in the evaluation text; None:
-    unknown.
+    overlap.sketch}. overlap: the larger of two estimated shares, that of such a text which is in the evaluation text
+    and that of the evaluation text which is in it; of all of them the largest; None: unknown.
     """
     said = [provenance.get("calibration") or {}, *healings(provenance)]
     origins = dict.fromkeys(str(one.get("source", "unknown")) for one in said if one)
@@ -69,8 +69,11 @@ def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
         return 0.0
     if {text.sha256 for text in texts} & set(said.get("sha256", [])):
         return 1.0
-    if isinstance(said.get("sketch"), str):
-        return round(overlap.shared(said["sketch"], "\n".join(text.content for text in texts)), 4)
+    if (
+        isinstance(said.get("sketch"), str) and said["sketch"]
+    ):  # an empty one, of under eight words, tells nothing
+        content = "\n".join(text.content for text in texts)
+        return round(max(share(said["sketch"], content) for share in (overlap.shared, overlap.seen)), 4)
     return None
 
 
@@ -102,6 +105,7 @@ def warnings(
         said.append("the file does not say what it was calibrated on: overlap with this text is unknown")
     elif seen["overlap"] > 0:
         said.append(
-            f"about {seen['overlap']:.0%} of the calibration text is in this text: the figures flatter the file"
+            f"about {seen['overlap']:.0%} of the calibration text, or of this text, is in both: the figures flatter "
+            "the file"
         )
     return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -145,7 +146,51 @@ def load(record: str | Path) -> dict[str, Any]:
     lacks += [name for name in ("tokens", "context", "skip") if not lacks and name not in said["settings"]]
     if lacks:
         raise ProofError(f"{path} is not whole: it lacks {lacks[0]!r}")
+    try:
+        figures = _read_through(Record(record, said))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProofError(f"{path} is not whole: {type(error).__name__}: {error}") from None
+    if not figures:
+        raise ProofError(f"{path} has no figure that could be measured again")
     return said
+
+
+def _read_through(record: Record) -> int:
+    """Touch all that a replay reads, as a record may have been edited by hand; the number of its figures."""
+    said, _ = record.said, record.settings
+    _ = [said["against"][key] for key in ("ref", "name", "hash")]
+    tasks = [task["source"] for task in said.get("tasks") or [] if (task.get("source") or {}).get("path")]
+    for part in (said["file"], *(said["text"].get("files") or [said["text"]]), *tasks):
+        _called(part)
+    figures = flatten(said)
+    for figure in figures.values():
+        ends = [end for end in (figure["low"], figure["high"]) if end is not None]
+        _ = [math.isfinite(number) for number in (figure["value"], *ends)]
+    return len(figures)
+
+
+def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every figure of a proof's JSON by name, {value, low, high}; speeds and times, which no record can promise, are
+    left out."""
+    found: dict[str, Any] = dict(result["metrics"])
+    for part in result.get("positions") or []:
+        found[f"kl at {part['from']} to {part['to']}"] = part["kl"]
+    for part in result.get("frequencies") or []:
+        found[f"kl of the {part['name']}"] = part["kl"]
+    for part in result.get("layers") or []:
+        found[f"kl of {part['name']} alone"] = part["kl"]
+    if result.get("generations"):
+        found["tokens until generations differ"] = result["generations"]["divergence"]
+    for task in result.get("tasks") or []:
+        by_bytes = {f"{name} by bytes": figure for name, figure in task.get("acc_norm", {}).items()}
+        for name, figure in (task | by_bytes).items():
+            if name.startswith(("accuracy_", "difference", "perplexity_")):
+                found[f"{task['name']}: {name}"] = figure
+    return {
+        name: figure if isinstance(figure, dict) else {"value": figure, "low": None, "high": None}
+        for name, figure in found.items()
+        if figure is not None
+    }
 
 
 def _called(missing: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat.progress import Progress, silent
 from sprat.prove.proof import Proof, prove
-from sprat.prove.record import Record, load
+from sprat.prove.record import Record, flatten, load
 from sprat.prove.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,10 +54,13 @@ class Replay:
 
     @property
     def holds(self) -> bool:
-        return all(row.verdict in ("same", "within") for row in self.rows)
+        """Nothing compared is nothing held: of another file, a record without intervals has no figure to compare."""
+        return bool(self.rows) and all(row.verdict in ("same", "within") for row in self.rows)
 
     def summary(self) -> str:
         """How many figures are what."""
+        if not self.rows:
+            return "nothing to compare: the record claims no interval, and the file is another"
         count = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in ("same", "within")}
         rest = len(self.rows) - sum(count.values())
         return (
@@ -100,27 +103,3 @@ def replay(
         if same or then["low"] is not None
     ]
     return Replay(proof, rows, same)
-
-
-def flatten(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every figure of a proof's JSON by name, {value, low, high}; speeds and times, which no record can promise, are
-    left out."""
-    found: dict[str, Any] = dict(result["metrics"])
-    for part in result.get("positions") or []:
-        found[f"kl at {part['from']} to {part['to']}"] = part["kl"]
-    for part in result.get("frequencies") or []:
-        found[f"kl of the {part['name']}"] = part["kl"]
-    for part in result.get("layers") or []:
-        found[f"kl of {part['name']} alone"] = part["kl"]
-    if result.get("generations"):
-        found["tokens until generations differ"] = result["generations"]["divergence"]
-    for task in result.get("tasks") or []:
-        by_bytes = {f"{name} by bytes": figure for name, figure in task.get("acc_norm", {}).items()}
-        for name, figure in (task | by_bytes).items():
-            if name.startswith(("accuracy_", "difference", "perplexity_")):
-                found[f"{task['name']}: {name}"] = figure
-    return {
-        name: figure if isinstance(figure, dict) else {"value": figure, "low": None, "high": None}
-        for name, figure in found.items()
-        if figure is not None
-    }

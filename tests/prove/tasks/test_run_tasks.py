@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sprat
 from sprat.errors import ProofError
-from sprat.prove.tasks.run import run_tasks
+from sprat.prove.tasks.local import Outcome
+from sprat.prove.tasks.run import _perplexities, run_tasks
 from sprat.run.model import to_torch
 from tiny_model import write_file
 
@@ -124,3 +126,12 @@ def test_bad_input_is_refused_before_any_model_is_asked(names, tmp_path, monkeyp
     monkeypatch.delitem(sys.modules, "sprat.prove.tasks.harness", raising=False)
     with pytest.raises(ProofError, match=r"need lm-evaluation-harness .*sprat\[eval\]"):
         run_tasks(None, None, [names[0], "arc_easy"])
+
+
+def test_a_perplexity_that_no_number_holds_is_left_out():
+    """A continuation of hundreds of tokens: JSON has no infinity, and the proof would be lost with it."""
+    right = np.array([False, True])
+    usual, long = (Outcome(right, right, np.array(nats)) for nats in ([3.0, 5.0], [700.0, 900.0]))
+    assert _perplexities(usual, usual, 0)["perplexity_original"]["value"] == pytest.approx(np.exp(4))
+    with warnings.catch_warnings(action="error"):
+        assert _perplexities(usual, long, 0) == {}

@@ -179,7 +179,8 @@ def _calibration(result: Result) -> Sentence:
         return [f"Calibrated on {said}; whether that holds some of this text is unknown."]
     if overlap.value == 0:
         return [f"Calibrated on {said}; none of it was found in this text."]
-    return [f"Calibrated on {said}, of which ", overlap, " is in this text: the figures flatter the file."]
+    shared = " of it, or of this text, is in both: the figures flatter the file."
+    return [f"Calibrated on {said}; ", overlap, shared]
 
 
 def plain(sentence: Sentence) -> str:

@@ -153,7 +153,7 @@ class Harness:
     def _entry(self, name: str, task: Any, before: list[dict], after: list[dict]) -> dict[str, Any]:
         kept = before[0]["filter"]  # a task may read its answers in several ways: the first
         before, after = ([s for s in samples if s["filter"] == kept] for samples in (before, after))
-        metric = _metric(name, before)
+        metric = _metric(name, [*before, *after])  # 0 or 1 by chance on one side is no answer right or wrong
         entry = {
             "name": name,
             "metric": metric if kept == "none" else f"{metric},{kept}",

@@ -128,7 +128,10 @@ def _local(task: files.Task, scorers: tuple[Scorer, Scorer], seed: int, progress
 
 
 def _perplexities(before: Outcome, after: Outcome, seed: int) -> dict[str, Any]:
-    """Of an answer, as lm-evaluation-harness has it for LAMBADA: exp of the mean, over questions, of −log p."""
+    """Of an answer, as lm-evaluation-harness has it for LAMBADA: exp of the mean, over questions, of −log p.
+
+    Nothing where an answer of hundreds of tokens makes one, or an end of its interval, more than a number can hold.
+    """
     sums = np.stack([before.nll, after.nll, np.ones(len(before.nll))], axis=1)
     draws = resample(sums, seed=seed)
     figures = {
@@ -136,4 +139,9 @@ def _perplexities(before: Outcome, after: Outcome, seed: int) -> dict[str, Any]:
         "perplexity_compressed": lambda s: np.exp(s[..., 1] / s[..., 2]),
         "perplexity_ratio": lambda s: np.exp((s[..., 1] - s[..., 0]) / s[..., 2]),
     }
-    return {name: estimate(sums, draws, statistic).to_json() for name, statistic in figures.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = {name: estimate(sums, draws, statistic) for name, statistic in figures.items()}
+    several = len(sums) > 1
+    if not all(np.isfinite([e.value, *((e.low, e.high) if several else ())]).all() for e in found.values()):
+        return {}
+    return {name: figure.to_json() for name, figure in found.items()}
