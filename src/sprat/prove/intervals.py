@@ -84,11 +84,13 @@ def expanded_tail(clusters: int, level: float) -> float:
 
 
 def t_quantile(z: float, freedom: int) -> float:
-    """Student's t quantile where the normal one is z (1 and 2 degrees exact; else Cornish–Fisher)."""
+    """Student's t quantile where the normal one is z: 1 and 2 degrees exact, else Cornish–Fisher's expansion
+    (Abramowitz and Stegun, 26.7.5), 0.12 % short at three degrees and 95 %, less from there on."""
     if freedom <= 2:
         p = NormalDist().cdf(z)
         return math.tan(math.pi * (p - 0.5)) if freedom == 1 else (2 * p - 1) / math.sqrt(2 * p * (1 - p))
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + first / freedom + second / freedom**2 + third / freedom**3 + fourth / freedom**4
