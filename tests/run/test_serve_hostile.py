@@ -75,6 +75,30 @@ def refused(reply, status, message):
             "messages.0.content",
             None,
         ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "nmae": "y"}]},
+            "messages.0.nmae: unknown field (did you mean 'name'?)",
+            "messages.0.nmae",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls is not supported",
+            "messages.0.tool_calls",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            "messages.0.role: Input should be 'system', 'developer', 'user' or 'assistant'",
+            "messages.0.role",
+        ),
+        (
+            COMPLETE,
+            {"prompt": "x", "stream": True, "stream_options": {"include_usaeg": True}},
+            "stream_options.include_usaeg: unknown field (did you mean 'include_usage'?)",
+            "stream_options.include_usaeg",
+        ),
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools is not supported", "tools"),
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}, "needs logprobs", "top_logprobs"),
         (
@@ -107,6 +131,16 @@ def test_what_openai_clients_send_and_means_nothing_here_is_let_through(server):
         "stop": None,
     }
     assert server.post(body, CHAT).status_code == 200
+
+
+def test_an_answer_as_openais_client_keeps_it_may_be_sent_back(server):
+    asked = {"role": "user", "content": "x"}
+    said = server.openai.chat.completions.create(model="x", messages=[asked], max_tokens=2).choices[0].message
+    back = said.model_dump()  # with everything that it has not: tool_calls, audio, ...
+    assert back.keys() > {"role", "content", "refusal", "tool_calls"}
+    for more in ({}, {"annotations": [], "tool_calls": []}):
+        body = {"messages": [asked, back | more, asked], "max_tokens": 2}
+        assert server.post(body, CHAT).status_code == 200
 
 
 @pytest.mark.parametrize(
