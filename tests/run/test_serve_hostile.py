@@ -15,6 +15,7 @@ import sprat
 from serving import serving
 from sprat.errors import SpratError
 from sprat.run.serve import prompts
+from sprat.run.serve.errors import ApiError
 from sprat.run.serve.schema import ChatRequest, CompletionRequest, parse
 from sprat.run.serve.server import Settings, build
 from toy_engine import ToyEngine
@@ -338,6 +339,25 @@ def test_the_defaults_of_a_request_are_openais(tiny, artifact):
     del chat["max_tokens"], chat["max_completion_tokens"]
     (said,) = prompts.choices(parse(ChatRequest, chat), tokenizer, 320, limits)
     assert said.max_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [
+        (ChatRequest, {"messages": [{"role": "user", "content": "the cat"}]}, "messages"),
+        (CompletionRequest, {"prompt": ["a", "the cat"]}, "prompt"),
+    ],
+)
+def test_a_token_without_a_row_is_refused_before_it_fails_a_batch(artifact, kind, body, param):
+    """Tokenizers may know more tokens than their model."""
+    from sprat.run.tokenizer import open_tokenizer
+
+    tokenizer, limits = open_tokenizer(artifact), prompts.Limits(256, 100, 8, 10)
+    rows = max(tokenizer.encode("the cat"))
+    assert prompts.choices(parse(kind, body), tokenizer, rows + 1, limits)
+    with pytest.raises(ApiError, match=f"token {rows} is outside the vocabulary of {rows}") as refusal:
+        prompts.choices(parse(kind, body), tokenizer, rows, limits)
+    assert (refusal.value.status, refusal.value.param) == (400, param)
 
 
 def test_many_clients_with_cancellations_and_nonsense(artifact):
