@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import sprat
 import toy_engine
 from sprat.cli.main import main
+from sprat.run.tokenizer import open_tokenizer
 from toy_engine import ToyEngine
 
 
@@ -49,6 +51,32 @@ def test_chat_answers_line_by_line(chat, toy):
     assert out == chat("the cat", "the dog")[1]
     assert out != chat("the cat", "/reset", "the dog")[1]
     assert toy.open == 0
+
+
+def bytes_in(monkeypatch, content):
+    """Standard input as a UTF-8 locale opens it."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="strict"))
+
+
+def test_bytes_that_are_no_text_end_neither_a_chat_nor_in_a_traceback(tiny, capfd, monkeypatch, toy):
+    bytes_in(monkeypatch, b"the \xff\nthe cat\n")
+    assert main(["chat", str(tiny.file), "--max-tokens", "5"]) == 0
+    err = capfd.readouterr().err
+    assert "sprat: error: the text is no UTF-8: it holds '\\udcff'" in err
+    assert "1 answers, 5 tokens written" in err.splitlines()[-1]
+    bytes_in(monkeypatch, b"the \xff")
+    assert main(["run", str(tiny.file), "-"]) == 2
+    assert "sprat: error: the text is no UTF-8" in capfd.readouterr().err
+    assert toy.open == 0
+
+
+def test_a_terminal_without_utf_8_shows_what_it_can(tiny, monkeypatch):
+    fish = open_tokenizer(sprat.open(tiny.file)).encode("é🐟 sat", special=False)
+    monkeypatch.setattr("sprat.run.engine.open_engine", lambda *_, **__: ToyEngine(script=[*fish, 0]))
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    assert main(["run", str(tiny.file), "the cat"]) == 0
+    assert shown.getvalue().decode("latin-1") == "é? sat\n"
 
 
 def test_chat_commands(chat, toy, tmp_path):

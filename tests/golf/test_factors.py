@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from golf.small import documents, recipe, write
 from sprat.coding import container
@@ -15,6 +16,7 @@ from sprat.golf.model import Decoder
 from sprat.golf.pretrained import config
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
+from sprat.run.export import export
 from sprat.run.model import to_torch
 
 CAP = 14_000
@@ -50,6 +52,11 @@ def test_a_golf_of_an_equation_ends_in_the_cap(formula, text, tmp_path):
     ids = torch.arange(50)[None]
     with torch.no_grad():
         torch.testing.assert_close(read(input_ids=ids).logits, model(ids))
+    # An export has the parameters in their own shapes, whatever they were folded into.
+    folder = export(out, "hf", tmp_path / "hf", "float32")
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(ids))
     # The file scores what the model that it was made from scored, but for the rounding.
     assert abs(row["bits_per_byte"] - row["bits_per_byte_before"]) < 0.01
     assert score_file(out, documents()[:2]).bits_per_byte < LEARNT

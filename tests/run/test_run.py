@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sprat
@@ -13,7 +14,8 @@ from sprat.run import export as exporting
 from sprat.run.generate import Generation, generate
 from sprat.run.model import to_torch
 from sprat.run.sampling import Sampler, Sampling
-from sprat.run.tokenizer import Pieces, from_files, open_tokenizer, render
+from sprat.run.template import render
+from sprat.run.tokenizer import Pieces, from_files, open_tokenizer
 from sprat.run.torch_engine import TorchEngine
 from toy_engine import ToyEngine
 
@@ -148,6 +150,17 @@ def test_bytes_that_never_become_a_character_are_let_go(tiny):
     assert set(found) == {"�"}
 
 
+def test_tokens_without_a_text_are_not_read_again_with_every_other(tiny):
+    """A model (or a logit_bias) that writes them one after the other must not take the square of their time."""
+    tokenizer = open_tokenizer(sprat.open(tiny.file))
+    pieces = Pieces(tokenizer, tokenizer.encode("the"))
+    for _ in range(200):
+        assert pieces.push(1) == ""
+        assert len(pieces._window) <= Pieces.FRONT + Pieces.PATIENCE
+    ids = tokenizer.encode(" 🐟 sat", special=False)
+    assert "".join(map(pieces.push, ids)) + pieces.rest() == " 🐟 sat"
+
+
 def test_tokens_have_names_and_bytes(tiny):
     tokenizer = open_tokenizer(sprat.open(tiny.file))
     ids = tokenizer.encode("the 🐟 sat café", special=False)
@@ -194,6 +207,78 @@ def test_chat_templates_render_as_transformers_does_and_run_sandboxed(tiny):
     )
 
 
+SAID = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat\n"}]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # SmolLM3's and others' mark of an answer, with what jinja does to lines around it.
+        "{% set x = 1 %}{% for m in messages %}\na{% generation %}{% set x = 2 %}\n{{ m.content }}{{ x }}"
+        "{% endgeneration %}\nb{{ x }}\n{% endfor %}{%- generation -%} q {%- endgeneration -%}",
+        "{{ messages | tojson }} {{ messages | tojson(indent=2, sort_keys=true) }}",
+        "{{ '<é>' | tojson }} {{ '<é>' | tojson(ensure_ascii=true) }}",
+        "{% set n = namespace(i=1) %}{% for m in messages %}{% set n.i = n.i + 1 %}{% endfor %}{{ n.i }}",
+        "{{ dict(a=1).a }}{{ dict.fromkeys('ab', 0) }}{% for m in messages %}{{ m.role }}{% break %}{% endfor %}",
+    ],
+)
+def test_templates_may_use_what_transformers_gives_them(template):
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    expected = _compile_jinja_template(template).render(messages=SAID, add_generation_prompt=True)
+    assert render(template, SAID, {}) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ strftime_now(5) }}",
+        "{{ 'x' * 10 ** 14 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% include 'x' %}",
+        "{{ messages | tojson(default=cycler) }}",
+        "{% set n = namespace(__class__=1) %}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{{ ''|attr('__class__') }}{{ cycler.__init__.__globals__ }}",
+        "{% set f = '{0.__class__.__mro__}'.format %}{{ f(1).x.y }}",
+    ],
+)
+def test_whatever_a_template_does_wrong_is_told_as_its_own(template):
+    with pytest.raises(SourceError, match="chat template refused"):
+        render(template, SAID, {})
+
+
+def test_what_is_no_text_is_refused(tiny):
+    tokenizer = open_tokenizer(sprat.open(tiny.file))
+    with pytest.raises(RequestError, match=r"no UTF-8: it holds '\\udcff'"):
+        tokenizer.chat([{"role": "user", "content": "a\udcff"}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chat_template": 5}, "the chat template is no text"),
+        ({"chat_template": [{"name": "default", "template": {}}]}, "the chat template is no text"),
+        ({"chat_template": [5, {"name": "default"}, {"name": "other", "template": "x"}]}, None),
+    ],
+)
+def test_odd_chat_templates_of_a_file_are_named_or_left_out(tiny, settings, message):
+    files = {
+        "tokenizer.json": (tiny.folder / "tokenizer.json").read_bytes(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+    if message is None:
+        assert from_files(files, {"eos_token_id": [[1], 2, True, None, "x"]}).eos_ids == {2}
+        assert from_files(files, {"eos_token_id": {"a": 1}}).chat_template is None
+        return
+    with pytest.raises(FormatError, match=message):
+        from_files(files, {})
+    with pytest.raises(FormatError, match="no UTF-8"):
+        from_files(files | {"chat_template.jinja": b"\xff"}, {})
+
+
 def test_a_broken_tokenizer_is_named(tiny):
     with pytest.raises(FormatError, match=r"no tokenizer\.json"):
         from_files({}, {})
@@ -232,7 +317,11 @@ def test_export_refuses_and_leaves_nothing_half(tiny, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_save", full)
-    with pytest.raises(SpratError, match="No space left"):
-        sprat.export(tiny.file, "hf", tmp_path / "out")
+    def full_too(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for name, failing in (("safetensors.torch.save_file", full_too), (f"{exporting.__name__}._save", full)):
+        monkeypatch.setattr(name, failing)
+        with pytest.raises(SpratError, match="No space left"):
+            sprat.export(tiny.file, "hf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -15,6 +15,7 @@ import sprat
 from serving import serving
 from sprat.errors import SpratError
 from sprat.run.serve import prompts
+from sprat.run.serve.errors import ApiError
 from sprat.run.serve.schema import ChatRequest, CompletionRequest, parse
 from sprat.run.serve.server import Settings, build
 from toy_engine import ToyEngine
@@ -75,6 +76,30 @@ def refused(reply, status, message):
             "messages.0.content",
             None,
         ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "nmae": "y"}]},
+            "messages.0.nmae: unknown field (did you mean 'name'?)",
+            "messages.0.nmae",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls is not supported",
+            "messages.0.tool_calls",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            "messages.0.role: Input should be 'system', 'developer', 'user' or 'assistant'",
+            "messages.0.role",
+        ),
+        (
+            COMPLETE,
+            {"prompt": "x", "stream": True, "stream_options": {"include_usaeg": True}},
+            "stream_options.include_usaeg: unknown field (did you mean 'include_usage'?)",
+            "stream_options.include_usaeg",
+        ),
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools is not supported", "tools"),
         (CHAT, {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}, "needs logprobs", "top_logprobs"),
         (
@@ -107,6 +132,16 @@ def test_what_openai_clients_send_and_means_nothing_here_is_let_through(server):
         "stop": None,
     }
     assert server.post(body, CHAT).status_code == 200
+
+
+def test_an_answer_as_openais_client_keeps_it_may_be_sent_back(server):
+    asked = {"role": "user", "content": "x"}
+    said = server.openai.chat.completions.create(model="x", messages=[asked], max_tokens=2).choices[0].message
+    back = said.model_dump()  # with everything that it has not: tool_calls, audio, ...
+    assert back.keys() > {"role", "content", "refusal", "tool_calls"}
+    for more in ({}, {"annotations": [], "tool_calls": []}):
+        body = {"messages": [asked, back | more, asked], "max_tokens": 2}
+        assert server.post(body, CHAT).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -304,6 +339,25 @@ def test_the_defaults_of_a_request_are_openais(tiny, artifact):
     del chat["max_tokens"], chat["max_completion_tokens"]
     (said,) = prompts.choices(parse(ChatRequest, chat), tokenizer, 320, limits)
     assert said.max_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [
+        (ChatRequest, {"messages": [{"role": "user", "content": "the cat"}]}, "messages"),
+        (CompletionRequest, {"prompt": ["a", "the cat"]}, "prompt"),
+    ],
+)
+def test_a_token_without_a_row_is_refused_before_it_fails_a_batch(artifact, kind, body, param):
+    """Tokenizers may know more tokens than their model."""
+    from sprat.run.tokenizer import open_tokenizer
+
+    tokenizer, limits = open_tokenizer(artifact), prompts.Limits(256, 100, 8, 10)
+    rows = max(tokenizer.encode("the cat"))
+    assert prompts.choices(parse(kind, body), tokenizer, rows + 1, limits)
+    with pytest.raises(ApiError, match=f"token {rows} is outside the vocabulary of {rows}") as refusal:
+        prompts.choices(parse(kind, body), tokenizer, rows, limits)
+    assert (refusal.value.status, refusal.value.param) == (400, param)
 
 
 def test_many_clients_with_cancellations_and_nonsense(artifact):

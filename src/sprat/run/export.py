@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.errors import SpratError, nearest
+from sprat.golf import MODEL_TYPE
 from sprat.progress import Progress, silent
-from sprat.run.model import DTYPES, tensors, torch_dtype
+from sprat.run.model import DTYPES, tensors, to_torch, torch_dtype
 from sprat.run.tokenizer import tokenizer_files
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
     from sprat.source.experts import COUNTS, hub_names
 
     renamed = hub_names(artifact.config["model_type"]) if artifact.config.keys() & set(COUNTS) else str
-    kind, entries = torch_dtype(dtype), len(artifact.names)
+    kind, entries, shapes = torch_dtype(dtype), len(artifact.names), _shapes(artifact)
     shards: list[list[str]] = []
     shard: dict[str, torch.Tensor] = {}
     total = held = done = 0
     for name, array in tensors(artifact):
-        tensor = torch.from_numpy(array).to(kind).contiguous()
+        tensor = torch.from_numpy(array.reshape(shapes.get(name, array.shape))).to(kind).contiguous()
         size = tensor.numel() * tensor.element_size()
         if shard and held + size > SHARD_BYTES:
             shards.append(_save(shard, folder, len(shards)))
@@ -85,10 +86,21 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
         (folder / Path(name).name).write_bytes(content)
 
 
+def _shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """The parameters of a golf's model by name: what its equations fold into matrices lies flat in the module."""
+    if artifact.config.get("model_type") != MODEL_TYPE:
+        return {}
+    return {name: tuple(p.shape) for name, p in to_torch(artifact).named_parameters(remove_duplicate=False)}
+
+
 def _save(shard: dict[str, torch.Tensor], folder: Path, index: int) -> list[str]:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(shard, folder / f"{index}.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(shard, folder / f"{index}.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk is one of these, and no OSError
+        raise SpratError(f"cannot write the weights: {error}") from error
     return list(shard)
 
 

@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from sprat import _core
 from sprat.coding.tokenizer import unpack, unpack_parsed
-from sprat.errors import FormatError, SourceError
+from sprat.errors import FormatError, RequestError, SourceError
 from sprat.run.backend import build
+from sprat.run.template import render
 
 if TYPE_CHECKING:
     from sprat.coding.container import Artifact
@@ -35,7 +35,14 @@ class TextTokenizer:
     eos_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids; `special` adds what the model expects around a text (a beginning-of-text token, say)."""
+        """Token ids; `special` adds what the model expects around a text (a beginning-of-text token, say).
+
+        `RequestError` for what is no text: bytes that were no UTF-8 come from a terminal as half surrogate pairs.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text is no UTF-8: it holds {text[error.start]!a}", "prompt") from None
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -103,7 +110,13 @@ class Pieces:
         """The text that `token` completes, often none."""
         self._window.append(token)
         text = self._decode(self._window)
-        whole = not text.endswith("�") or len(self._window) > self.FRONT + self.PATIENCE
+        waiting = len(self._window) > self.FRONT + self.PATIENCE
+        if (
+            waiting and text == self._shown
+        ):  # special tokens, which have no text: not all of them again each time
+            self._window.pop()
+            return ""
+        whole = waiting or not text.endswith("�")
         if len(text) <= len(self._shown) or not whole:
             return ""
         piece = text[len(self._shown) :]
@@ -123,28 +136,6 @@ def _byte_letters() -> dict[str, int]:
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
-    """A chat template applied, as transformers would; the template is a stranger's, so it runs sandboxed."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    try:
-        return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **special
-        )
-    except TemplateError as error:
-        raise SourceError(f"the model's chat template refused this conversation: {error}") from error
 
 
 def open_tokenizer(artifact: Artifact) -> TextTokenizer:
@@ -186,18 +177,27 @@ def from_files(files: Mapping[str, bytes | dict[str, Any]], config: dict[str, An
     special = {
         name: _token(value) for name, value in settings.items() if name.endswith("_token") and _token(value)
     }
-    template = (
-        rest["chat_template.jinja"].decode()
-        if "chat_template.jinja" in rest
-        else settings.get("chat_template")
-    )
-    if isinstance(template, list):  # several named templates
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
     ends = {backend.token_to_id(special["eos_token"])} if "eos_token" in special else set()
     for source in (config, generation):
         value = source.get("eos_token_id")
-        ends |= set(value) if isinstance(value, list) else {value}
-    return TextTokenizer(backend, template, special, frozenset(i for i in ends if isinstance(i, int)))
+        ends |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
+    return TextTokenizer(backend, _template(rest, settings), special, frozenset(ends - {None}))
+
+
+def _template(files: Mapping[str, bytes], settings: dict[str, Any]) -> str | None:
+    """The chat template: a file of its own, or a setting; of several with names the one called "default"."""
+    found: Any = settings.get("chat_template")
+    if "chat_template.jinja" in files:
+        try:
+            found = files["chat_template.jinja"].decode()
+        except UnicodeDecodeError:
+            raise FormatError("section 'tokenizer': chat_template.jinja is no UTF-8") from None
+    if isinstance(found, list):
+        named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    if found is not None and not isinstance(found, str):
+        raise FormatError("section 'tokenizer': the chat template is no text")
+    return found
 
 
 def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:

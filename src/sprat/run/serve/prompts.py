@@ -65,20 +65,23 @@ def choices(asked: Request, tokenizer: TextTokenizer, vocabulary: int, limits: L
 
 
 def _prompts(asked: Request, tokenizer: TextTokenizer, vocabulary: int) -> list[list[int]]:
+    place = "messages" if isinstance(asked, ChatRequest) else "prompt"
     try:
         if isinstance(asked, ChatRequest):
             roles = {"developer": "system"}
             messages = [{"role": roles.get(m.role, m.role), "content": m.text} for m in asked.messages]
-            return [tokenizer.chat(messages)]
-        assert isinstance(asked, CompletionRequest)
-        prompt = asked.prompt
-        given = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
-        found = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in given]  # type: ignore[arg-type]
+            found = [tokenizer.chat(messages)]
+        else:
+            assert isinstance(asked, CompletionRequest)
+            prompt = asked.prompt
+            given = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+            found = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in given]  # type: ignore[arg-type]
     except SpratError as error:
-        raise invalid(str(error), "messages") from error
+        raise invalid(str(error), place) from error
+    # A tokenizer may know tokens that the model has no row for: one of them would fail a whole batch.
     for ids in found:
         if ids and max(ids) >= vocabulary:
-            raise invalid(f"token {max(ids)} is outside the vocabulary of {vocabulary}", "prompt")
+            raise invalid(f"token {max(ids)} is outside the vocabulary of {vocabulary}", place)
     return found
 
 

@@ -118,7 +118,12 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
     name: str | None = None
+    # What an answer of OpenAI's may have beside its text, and clients send back with it: nothing, or it is refused.
     refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
     def text(self) -> str:
@@ -175,17 +180,31 @@ def parse(kind: type[R], body: Any) -> R:
 def _refusal(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     """The complaint that lies deepest: of alternatives (a text or a list), it is of the one that was meant."""
     complaints = error.errors(include_url=False, include_context=False)
+    for complaint in complaints:
+        for at, part in enumerate(place := complaint["loc"]):
+            if (
+                place[0] == "messages" and part in _ABSENT
+            ):  # a text that is missing beside a call of tools is no news
+                shown = ".".join(str(step) for step in place[: at + 1])
+                return invalid(f"{shown} is not supported by this server: leave it out", shown, "unsupported")
     place = complaints[0]["loc"]
     if place and isinstance(body.get(str(place[0])), list | dict):
         chosen = max(complaints, key=lambda c: (len(c["loc"]), c["type"] not in ("string_type", "list_type")))
     else:
         chosen = complaints[0]
-    # In between pydantic names the alternatives: no part of what the client wrote.
+    # In between pydantic names the alternatives: no part of what the client wrote. A field that nobody knows is, and
+    # stands last.
     first, *inner = chosen["loc"] or ("the body",)
+    unknown = inner and chosen["type"] == "extra_forbidden"
     names = [str(first), *(str(part) for part in inner if isinstance(part, int) or part in _WRITTEN)]
+    if unknown and inner[-1] not in _WRITTEN:
+        names.append(str(inner[-1]))
     shown = ".".join(names)[:100]
-    return invalid(f"{shown}: {chosen['msg']}", shown if chosen["loc"] else None)
+    text = f"unknown field{nearest(str(inner[-1]), _WRITTEN)}" if unknown else chosen["msg"]
+    return invalid(f"{shown}: {text}", shown if chosen["loc"] else None)
 
 
+#: What a message may have in OpenAI's API and not here.
+_ABSENT = ("annotations", "audio", "function_call", "tool_calls")
 #: The names of fields within fields.
 _WRITTEN = {*StreamOptions.model_fields, *ChatMessage.model_fields, *TextPart.model_fields}
