@@ -11,6 +11,7 @@ from sprat.cli.main import main
 from sprat.level.planner import candidates
 from sprat.recipe import Recipe
 from sprat.source.maps import decoder_layers
+from sprat.trial import healed
 
 #: Of the file, in bytes.
 BUDGET = "24000"
@@ -102,8 +103,18 @@ def test_a_file_that_lost_much_is_told_what_may_help(tiny, tmp_path, capfd, monk
     assert "may be lower" not in capfd.readouterr().err
 
 
-def test_long_healing_is_of_the_chosen_one_alone(tiny, tmp_path):
-    """Candidates are healed by contexts; the winner begins again from what rounding gave it."""
+def test_long_healing_is_of_the_chosen_one_alone(tiny, tmp_path, monkeypatch):
+    """Candidates are healed briefly; the winner begins again from what rounding gave it, and the better is kept."""
+    long = []
+
+    def worse(trial, briefly=False):
+        found = healed(trial, briefly)
+        if briefly:
+            return found
+        long.append(trial)
+        return replace(found, measured=found.measured + 1)
+
+    monkeypatch.setattr("sprat.auto.healed", worse)
     recipe, stages = replace(RECIPE, heal=4, heal_deep=True, trellis=0), []
     result = sprat.fit(
         tiny.folder,
@@ -112,10 +123,10 @@ def test_long_healing_is_of_the_chosen_one_alone(tiny, tmp_path):
         recipe=recipe,
         progress=lambda name, done, total: stages.append(name.partition(",")[0]) if done == total else None,
     )
-    tried = [row for row in result.considered if row.measured_kl is not None]
+    tried = [row.measured_kl for row in result.considered if row.measured_kl is not None]
     assert stages.count("healing") == len(tried) + 1
-    with sprat.open(tmp_path / "deep.sprat") as artifact:
-        assert artifact.recipe["heal_deep"] is True
+    assert [trial.job.recipe.heal_deep for trial in long] == [True]
+    assert result.measured_kl == min(tried)
 
 
 def test_what_the_recipe_removes_is_no_reason_to_mistrust_predictions(tiny, tmp_path):

@@ -38,6 +38,13 @@ def test_memory_is_a_budget_too(tiny, tmp_path):
     assert both.nbytes >= 0.99 * 22_000 or both.ram_nbytes >= 0.99 * 40_000
 
 
+def test_healing_stays_within_the_memory(tiny, tmp_path):
+    """Products that help, and that the engine holds in 16 bits a weight, are not kept where they do not fit."""
+    recipe = replace(RECIPE, trellis=0, heal=32, heal_rank=4)
+    result = sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=recipe, ram="36kB", context=40)
+    assert result.ram_nbytes is not None and result.ram_nbytes <= 36_000
+
+
 def test_memory_that_does_not_suffice_names_what_would(tiny, tmp_path):
     """The smallest budget and the longest context that are named do work, and less than they does not."""
     out, recipe = tmp_path / "f.sprat", replace(RECIPE, trellis=0)

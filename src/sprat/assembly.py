@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -64,8 +65,8 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     return rounded, _file(job, rounded, level)
 
 
-def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
-    """`fitted` trained towards the original: what may be kept of the training and fits into `size` bytes."""
+def healed(job: Job, fitted: Fitted, fits: Callable[[Fitted], bool]) -> list[Fitted]:
+    """`fitted` trained towards the original: what may be kept of the training, as far as it `fits`."""
     recipe = job.recipe
     entries = {**job.targets.dense(), **fitted.rounded.entries}
     seconds = 60 * recipe.heal_minutes or None
@@ -88,7 +89,7 @@ def healed(job: Job, fitted: Fitted, size: int | None) -> list[Fitted]:
         rounded = replace(fitted.rounded, entries=new, counts=counts)
         return Fitted(fitted.level, rounded, _file(job, rounded, fitted.level))
 
-    return [found for _, found in fitting(learner, made, lambda f: size is None or f.file.nbytes <= size)]
+    return [found for _, found in fitting(learner, made, fits)]
 
 
 def heal_text(job: Job) -> torch.Tensor:

@@ -90,7 +90,10 @@ def best(
 
     won, considered = planner.choose(plain, others, expected, attempt)
     trial = won.result
-    return trial if brief(trial.job.recipe) == trial.job.recipe else healed(trial), considered
+    if brief(trial.job.recipe) != trial.job.recipe:
+        # A long healing begins again from what rounding gave, and may end above the brief one.
+        trial = min(healed(trial), trial, key=lambda found: found.measured)
+    return trial, considered
 
 
 def _level_kl(trial: Trial, share: float) -> float:

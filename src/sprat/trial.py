@@ -8,6 +8,7 @@ import torch
 
 from sprat import assembly, trust
 from sprat import budgets as bounds
+from sprat.coding.container import Assembled
 from sprat.job import Job
 from sprat.level import predict, search
 from sprat.level.check import held_out_kl
@@ -53,7 +54,7 @@ def rounded(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
                 predicted_bytes,
                 overhead,
                 lambda level: assembly.build(job, level),
-                lambda rounded, file: limits.weight(file.nbytes, _memory(job, limits, rounded)),
+                lambda rounded, file: _weight(job, limits, rounded, file),
             )
         predicted = assembly.predicted_kl(job, spreads, fitted.level)
         with job.stage("check"):
@@ -75,8 +76,13 @@ def healed(trial: Trial, briefly: bool = False) -> Trial:
     best = replace(trial, fitted=trial.rounded, measured=trial.unhealed)
     if not job.recipe.heals:
         return best
+    limits = trial.limits
+
+    def fits(found: search.Fitted) -> bool:
+        return _weight(job, limits, found.rounded, found.file) <= limits.target
+
     with job.stage("healing"):
-        for found in assembly.healed(job, trial.rounded, trial.limits.file):
+        for found in assembly.healed(job, trial.rounded, fits):
             after = _measured(job, found)
             if after < best.measured:
                 best = replace(best, fitted=found, measured=after)
@@ -90,6 +96,10 @@ def brief(recipe: Recipe) -> Recipe:
 
 def _measured(job: Job, fitted: search.Fitted) -> float:
     return held_out_kl(job.reference, fitted.rounded.entries, job.held_out, job.source.model)
+
+
+def _weight(job: Job, limits: Limits, rounded: Rounded, file: Assembled) -> int:
+    return limits.weight(file.nbytes, _memory(job, limits, rounded))
 
 
 def _memory(job: Job, limits: Limits, rounded: Rounded) -> int | None:

@@ -226,6 +226,7 @@ TENSOR = {"maps": ["w"], "rows": [1]}
         (body_of(tensors=[TENSOR | {"dtype": "f64", "shape": [1]}]), "dense type"),
         (body_of(tensors=[TENSOR | {"dtype": [], "shape": [1]}]), "dense type"),
         (body_of(tensors=[TENSOR | {"dtype": "f32", "shape": [2**40]}]), "shape"),
+        (body_of(tensors=[TENSOR | {"dtype": "f32", "shape": [0, *[2**31 - 1] * 3]}]), "shape"),
         (body_of(tensors=[TENSOR | {"transposed": 1}]), "truth"),
         (body_of(tensors=[TENSOR, TENSOR]), "twice"),
         (body_of(files=["a", "a"]), "once"),

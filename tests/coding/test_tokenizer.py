@@ -282,6 +282,15 @@ def test_bombs_are_stopped_by_the_limit(packed):
         unpack(bomb)
 
 
+def test_merges_that_make_more_tokens_than_there_are():
+    frame = columns.dump({"model": {"vocab": 2, "merges": "pairs"}})
+    numbers = [columns.column(values) for values in ([0, 1], [], [], [0], [1])]
+    parts = [columns.text_column(["a", "b"]), *numbers]
+    lie = coder._write({"tokenizer.json": frame}, {"tokenizer.json": ("merges", parts)})
+    with pytest.raises(FormatError, match="more tokens than it has"):
+        unpack(lie)
+
+
 def test_a_length_that_lies(packed):
     lie = lzma.compress(b"[]", lzma.FORMAT_RAW, filters=columns.FILTERS)
     with pytest.raises(FormatError, match="not as long as it says"):

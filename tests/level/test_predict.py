@@ -85,6 +85,14 @@ def test_predictions_are_monotonic_and_additive(trellis: int) -> None:
     assert kl[-1] < 10 * kl[-20]
 
 
+@pytest.mark.parametrize("pattern", ["1:3", "5:96"])
+def test_a_curve_of_any_pattern(pattern: str) -> None:
+    """Also of groups that do not divide the samples' columns: a coarser step still costs fewer bits."""
+    found = curve(Recipe(sparsity=pattern))
+    assert np.isfinite(found.bits).all() and np.isfinite(found.distortion).all()
+    assert found.bits[0] < found.bits[30] < found.bits[-1]
+
+
 def test_solve_level_inverts_a_falling_function() -> None:
     assert solve_level(lambda level: 1 / level, 250.0) == pytest.approx(0.004)
     assert solve_level(lambda level: 1 / level, 1e12) == pytest.approx(1e-8)

@@ -80,6 +80,12 @@ def test_a_floor_under_the_files_gives_the_largest_that_fits() -> None:
     assert fitted.file.nbytes == 4_800_000 and len(tried) == ROUNDS
 
 
+def test_more_bytes_than_the_finest_level_takes() -> None:
+    """Where settled layers leave the embedding more than any level uses (ternary layers in a large budget)."""
+    fitted, tried = run(10**12, nbytes)
+    assert fitted.level == min(tried) > 0 and fitted.file.nbytes == nbytes(fitted.level)
+
+
 def test_impossible_budgets_name_what_is_possible() -> None:
     refuse_impossible(10_000, 20_000, 5_000, "tiny")
     refuse_impossible(20_000, 20_000, 20_000, "tiny")

@@ -130,7 +130,9 @@ def _put_merges(frame: Any, reader: Reader) -> dict[str, Any]:
         pairs.append((a, b))
         if text not in known:
             known.add(text)
-            tokens[next(vacant)] = text
+            if (place := next(vacant, None)) is None:
+                raise FormatError("section 'tokenizer': its merges make more tokens than it has")
+            tokens[place] = text
     reader.spend(reader.room - room)
     if None in tokens:
         raise FormatError("section 'tokenizer': tokens that nothing makes")

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from sprat import sparsity
 from sprat.coding import entropy
 from sprat.coding.tensors import BUCKETS, lattices
 from sprat.methods import METHODS, SETTLED
 from sprat.methods.metric import Metric
 from sprat.recipe import Recipe
 
-#: Samples of a bucket: rows of a map, and its columns.
+#: Samples of a bucket: rows of a map, and its columns, at most.
 _ROWS, _COLUMNS = 32, 256
 
 
@@ -40,8 +41,9 @@ def curve(recipe: Recipe) -> Curve:
     if recipe.rank:  # what lies beside a product is a lattice like any other
         return curve(replace(recipe, method="waterlevel", rank=0))
     std = np.repeat(np.asarray(entropy.bucket_std(np.arange(BUCKETS))), _ROWS)
-    w = torch.from_numpy(np.tile(_draws(), (BUCKETS, 1)) * std[:, None]).float()
-    white, even = torch.eye(_COLUMNS), torch.ones(len(w))
+    columns = _COLUMNS - _COLUMNS % max(sparsity.parse(recipe.sparsity).group, 1)  # whole groups of a pattern
+    w = torch.from_numpy(np.tile(_draws()[:, :columns], (BUCKETS, 1)) * std[:, None]).float()
+    white, even = torch.eye(columns), torch.ones(len(w))
     # A share of zeros is a map's: rows of one deviation must not take those of another's.
     maps = w.chunk(BUCKETS if recipe.sparsity else 1)
     found = [

@@ -53,6 +53,8 @@ def search(
     weighed: list[tuple[float, int]] = []  # predicted bytes, and real ones
     for attempt in range(ROUNDS):
         level = solve_level(predicted, _aim(weighed, AIM * budget, overhead))
+        if not low and level >= high:
+            break  # the finest level that there is fits
         if not low < level < high:
             level = math.sqrt(low * high) if high < math.inf else 2 * low
         rounded, file = build(level)
