@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from sprat import _core
 from sprat.coding.tokenizer import unpack, unpack_parsed
-from sprat.errors import FormatError, SourceError
+from sprat.errors import FormatError, RequestError, SourceError
 from sprat.run.backend import build
 
 if TYPE_CHECKING:
@@ -35,8 +35,14 @@ class TextTokenizer:
     eos_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids; `special` adds what the model expects around a text (a beginning-of-text token, say)."""
-        return self.backend.encode(text, add_special_tokens=special).ids
+        """Token ids; `special` adds what the model expects around a text (a beginning-of-text token, say).
+
+        Raises RequestError for what is no text.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=special).ids
+        except TypeError:  # half a surrogate pair: what Python makes of bytes that are no text
+            raise RequestError("the text is not UTF-8: it holds bytes that stand for no character") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)
