@@ -350,6 +350,17 @@ def test_places_that_cannot_be_written(refused, tiny, tmp_path, monkeypatch):
     assert said == f"sprat: error: cannot write {missing}: there is no folder {missing.parent}"
     said = refused(tiny.folder, "--budget", "50%", "-o", tmp_path)
     assert said == f"sprat: error: cannot write {tmp_path}: it is a folder"
+    text = tmp_path / "text.txt"
+    text.write_text("the cat")
+    said = refused(tiny.folder, "--budget", "50%", "--calibrate", text, "-o", text)
+    assert (
+        said == f"sprat: error: cannot write {text}: it is what is read, and would be lost; name another file"
+    )
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF")
+    assert "it is what is read" in refused(weights, "--budget", "50%", "-o", weights)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"the folder {tmp_path} is not writable" in refused(tiny.folder, "--budget", "50%", "-o", weights)
 
 
 @pytest.mark.parametrize("before", [None, b"what was there"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -250,6 +252,32 @@ def test_refusals(made, tmp_path):
         heal(file, folder, tmp_path / "nowhere" / "out.sprat", contexts=1)
     with pytest.raises(SpratError, match="no checkpoint"):
         heal(file, folder, tmp_path / "out.sprat", resume=True, **OPTIONS)
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training(made, tmp_path, monkeypatch):
+    folder, file, _ = made
+    out = tmp_path / "out.sprat"
+    monkeypatch.setattr(healing, "CHECKPOINT_SECONDS", 0.0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(container, "_replace", full)
+        with pytest.raises(SpratError, match="disk full"):
+            heal(file, folder, out, budget="100%", **OPTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint_path(out).name]
+    result = heal(file, folder, out, budget="100%", resume=True, **OPTIONS)
+    assert result.kept and result.points[-1].contexts == 40
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_what_is_read_is_not_written_over(made, tmp_path):
+    folder, file, text = made
+    before = text.read_bytes()
+    with pytest.raises(SpratError, match="it is what is read, and would be lost"):
+        heal(file, folder, text, calibrate=str(text), **OPTIONS)
+    assert text.read_bytes() == before
 
 
 def test_the_command(made, tmp_path, capfd):

@@ -20,6 +20,7 @@ from sprat.sizes import format_bytes, parse_budget
         ("500000", 500_000),
         ("500_000", 500_000),
         ("1,000 B", 1000),
+        ("12,500,000", 12_500_000),
         ("40%", 400),
         ("12.5%", 125),
         ("3.2bpw", 400),
@@ -45,6 +46,11 @@ def test_bytes(text, expected):
         ("140%", "more than the original"),
         ("0.2B", "less than one byte"),
         ("50MB 60MB", "is no size"),
+        ("1,5MB", "'1,5MB' is no size .a point stands before a fraction, commas between thousands"),
+        ("40,5%", "a point stands before a fraction"),
+        ("1,0000B", "is no size"),
+        ("9" * 400 + "MB", "is no size"),
+        ("1" + ",000" * 400, "is no size"),
     ],
 )
 def test_refused(text, message):

@@ -229,6 +229,35 @@ def test_a_folder_of_another_sweep_is_refused(copy, tiny, change, options, messa
     assert (folder / "result.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"context": 2}, "at least 4 tokens"),
+        ({"tokens": 32}, "at least one context"),
+        ({"context": 200_000, "tokens": None}, "is too short"),
+        ({"recipe": Recipe(method="auto")}, 'by one method .* method = "auto" tries several'),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_anything_is_fitted(
+    tiny, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(sweeping, "_fit", lambda *_: pytest.fail("fitted what cannot be measured"))
+    with pytest.raises(SpratError, match=message):
+        again(tiny, tmp_path / "report", **options)
+
+
+def test_a_calibration_text_that_changed_is_refused(tiny, tmp_path, starts):
+    notes, folder = tmp_path / "notes.txt", tmp_path / "report"
+    notes.write_text(tiny.text.read_text("utf-8"), "utf-8")
+    again(tiny, folder, ["80%"], text=False, calibrate=str(notes))
+    notes.write_text(notes.read_text("utf-8")[::-1], "utf-8")
+    before = (folder / "result.json").read_text()
+    with pytest.raises(SpratError, match=r"calibration text notes\.txt has changed since"):
+        again(tiny, folder, ["60%"], text=False, calibrate=str(notes))
+    assert (folder / "result.json").read_text() == before
+
+
 def test_a_broken_result_is_refused(tiny, tmp_path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(SpratError, match="no result of a sweep"):

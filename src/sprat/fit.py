@@ -13,7 +13,8 @@ from sprat import assembly, auto, trust
 from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.coding.ledger import Ledger
-from sprat.errors import BudgetError, SpratError
+from sprat.errors import BudgetError
+from sprat.folders import refuse_target
 from sprat.job import Job
 from sprat.level import predict
 from sprat.level.check import bits_per_byte, rebuilt
@@ -75,10 +76,7 @@ def fit(
     Raises BudgetError (naming the smallest budget that works), SourceError, StatisticsError; nothing is written then.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise SpratError(f"cannot write {out}: it is a folder")
+    refuse_target(out, model, *([calibrate] if isinstance(calibrate, str) else calibrate))
     if budget is None and ram is None:
         raise BudgetError("a fit needs a budget for the file, for memory (ram), or both")
     recipe = recipe or bounds.default_recipe(ram)

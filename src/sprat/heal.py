@@ -5,7 +5,6 @@ open  →  text  →  train  →  weigh  →  compare on held-out text  →  wri
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from sprat.coding.artifact import Artifact
 from sprat.coding.container import Assembled
 from sprat.coding.tensors import Entry
 from sprat.errors import BudgetError, RecipeError, SpratError
+from sprat.folders import refuse_target
 from sprat.level.check import kl_between, rebuilt
 from sprat.methods.healer import Healer, contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
@@ -101,9 +101,8 @@ def heal(
     file, out = Path(file), Path(out)
     length = None if contexts is None else steps(contexts, deep, processes.count())
     schedule = Schedule(rate or 1.0, length, None if minutes is None else 60 * minutes)
-    if not out.parent.is_dir() or out.is_dir():
-        why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise SpratError(f"cannot write {out}: {why}")
+    # `file` itself may be improved in place.
+    refuse_target(out, against, *([calibrate] if isinstance(calibrate, str) else calibrate))
     with container.open(file) as artifact:
         recipe = _recipe(artifact)
         # Refuses what no recipe allows.
@@ -124,7 +123,13 @@ def heal(
         rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
         before = processes.shared(lambda: kl_between(source.model, rounded, lesson.held_out))
         learner, points = _trained(lesson, rounded, resume, progress)
-        return processes.shared(lambda: _written(lesson, rounded, learner, points, before))
+
+        def write() -> HealResult:
+            found = _written(lesson, rounded, learner, points, before)
+            lesson.checkpoint.remove()  # not before: a full disk must not cost the training
+            return found
+
+        return processes.shared(write)
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,9 @@ class _Lesson:
         return torch.as_tensor(self.text.ids)[-self.recipe.held_out :]
 
     @property
-    def key(self) -> dict[str, str]:
-        """What a checkpoint must be of, to go on with this."""
-        return {
+    def checkpoint(self) -> Checkpoint:
+        """Of what this depends on, and no other goes on from it."""
+        key = {
             "file": self.artifact.digest,
             "model": self.source.hash,
             "schedule": str(self.schedule),
@@ -163,6 +168,7 @@ class _Lesson:
             "text": self.text.hash,
             "version": __version__,
         }
+        return Checkpoint(checkpoint_path(self.out), key, CHECKPOINT_SECONDS)
 
 
 def _trained(
@@ -178,7 +184,7 @@ def _trained(
             lesson.schedule,
             accumulate=contexts_a_step(recipe.heal_deep),
             seed=lesson.seed,
-            checkpoint=Checkpoint(checkpoint_path(lesson.out), lesson.key, CHECKPOINT_SECONDS),
+            checkpoint=lesson.checkpoint,
             resume=resume,
             name="healing",
             progress=progress,
@@ -205,7 +211,7 @@ def _written(
         best.save(out)
         return HealResult(out, best.nbytes, artifact.nbytes, after, before, "", points)
     if artifact.path.resolve() != out.resolve():
-        shutil.copyfile(artifact.path, out)
+        Assembled((artifact.path.read_bytes(),), artifact.ledger()).save(out)
     return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
 
 

@@ -23,7 +23,10 @@ UNITS = {
 CONTEXT = 2048
 _BY_LOWER = {unit.lower(): unit for unit in UNITS} | {"": "B"}
 _EXAMPLES = "50MB, 5.5GiB, 250kB, 500000, 40% or 3.2bpw"
-_NUMBER = re.compile(r"\s*([0-9](?:[0-9_,]*[0-9])?(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
+#: A comma groups thousands and nothing else: `1,5MB` is not 15 MB. No size needs more than 32 digits.
+_NUMBER = re.compile(
+    r"\s*((?:[0-9]{1,3}(?:,[0-9]{3}){1,10}|[0-9](?:[0-9_]{0,30}[0-9])?)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def parse_budget(text: str) -> Budget:
     """Read a budget; raises `BudgetError` naming the nearest unit."""
     match = _NUMBER.fullmatch(text)
     if match is None:
-        raise BudgetError(f"{text!r} is no size: write a number and a unit, such as {_EXAMPLES}")
+        point = " (a point stands before a fraction, commas between thousands)" if "," in text else ""
+        raise BudgetError(f"{text!r} is no size{point}: write a number and a unit, such as {_EXAMPLES}")
     number, unit = float(re.sub("[,_]", "", match[1])), match[2]
     if number <= 0:
         raise BudgetError(f"a budget must be more than zero, not {text!r}")

@@ -14,18 +14,23 @@ from sprat import assembly, swept
 from sprat import job as jobs
 from sprat.errors import BudgetError, RecipeError, SpratError, StatisticsError
 from sprat.fit import finish
-from sprat.folders import write_whole
+from sprat.folders import refuse_folder, write_whole
 from sprat.job import Job
 from sprat.level import bound, predict
 from sprat.level.curve import curve
 from sprat.level.limits import Limits
+from sprat.level.planner import AUTO
 from sprat.progress import Progress, silent
 from sprat.prove import quality
 from sprat.prove import text as texts
 from sprat.prove.environment import machine, sha256, versions
 from sprat.prove.proof import prove
+from sprat.prove.settings import Settings
 from sprat.recipe import Recipe
+from sprat.run.model import torch_dtype
+from sprat.run.tokenizer import from_files
 from sprat.sizes import Budget, parse_budget
+from sprat.source.load import Source
 
 SCHEMA = "sprat.sweep/1"
 #: Sizes at which the prediction and the bound are told, over this range beyond the budgets.
@@ -64,6 +69,13 @@ def sweep(
             "a sweep measures the KL on its text, which a file with fewer tokens (the recipe's `vocabulary`) does not "
             "have to its original: leave the text out, and let `sprat prove` compare bits per byte"
         )
+    if recipe is not None and recipe.method == AUTO:
+        raise RecipeError(
+            'a sweep fits every budget by one method from one calibration; method = "auto" tries several for each: '
+            "name one, or let `sprat fit` choose for each budget"
+        )
+    torch_dtype(dtype)  # refuses another
+    how = Settings(40 * context if tokens is None else tokens, context, context // 2, dtype, seed)
     settings: dict[str, Any] = {
         "calibrate": [calibrate] if isinstance(calibrate, str) else list(calibrate),
         "seed": seed,
@@ -73,17 +85,24 @@ def sweep(
         "dtype": dtype,
     }
     fixed: dict[str, Any] = {"schema": SCHEMA, "ref": str(model), "settings": settings}
-    if text is not None:
-        sample = texts.read(text)
+    sample = None if text is None else texts.read(text)
+    if sample is not None:
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
+    refuse_folder(folder)
     proven = swept.proven(proofs, fixed)
     result = swept.resume(folder, fixed)
     rows = {row["budget"]: row for row in result["rows"]}
     every = swept.distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
     result["command"] = swept.command(str(model), every, folder, text, settings, keep, proofs)
     missing = [b for b in swept.distinct(wanted) if swept.lost(folder, rows.get(str(b)), text)]
+
+    def refuse(source: Source) -> None:
+        """A text that no file can be measured on, before the first of them is fitted."""
+        if sample is not None:
+            how.contexts(from_files(source.tokenizer_files, source.config), [sample])
+
     if missing or not result["curve"]:
-        job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress)
+        job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress, refuse)
         _fit(result, job, missing, folder)
         del job  # the measurements need its memory
     if text is not None:
@@ -104,7 +123,7 @@ def sweep(
 
 def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Path) -> None:
     """The rows of the budgets that are missing, each written as soon as it is known, and the curve of all."""
-    result["model"] = _model(job, result)
+    result["model"], result["calibration"] = _model(job, result), _calibration(job, result)
     jobs.sense(job, result["settings"]["seed"])
     spreads = assembly.spreads(job)
     for budget in missing:
@@ -198,3 +217,14 @@ def _model(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "bytes": source.original_bytes,
         "weights": job.weights,
     }
+
+
+def _calibration(job: Job, result: dict[str, Any]) -> list[str]:
+    """SHA-256 of the calibration texts, which must be those that are there already; none of what the model wrote."""
+    found = list(job.calibration.text_hashes)
+    if result.get("calibration", found) != found:
+        raise SpratError(
+            f"the calibration text {job.calibration.description} has changed since the first budgets were fitted: "
+            "choose another folder"
+        )
+    return found

@@ -1,11 +1,15 @@
 """The command line, through `main`: what it prints, what it refuses, and with which words."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import sprat
@@ -121,6 +125,33 @@ def test_a_wrong_command_line_is_refused(run, argv, message):
             "at least 4 tokens",
         ),
         (["prove", "{file}", "--against", "absent", "--text", "{text}", "--context", "64"], "absent"),
+        (
+            ["prove", "{file}", "--against", "{folder}", "--text", "{text}", "--generations", "-1"],
+            "generations must be 0 or more, not -1",
+        ),
+        (
+            ["prove", "{file}", "--against", "{folder}", "--text", "{text}", "--items", "9"],
+            "no --tasks were given",
+        ),
+        (
+            ["prove", "{file}", "--against", "{folder}", "--text", "{text}", "--report", "{text}"],
+            "text.txt is a file",
+        ),
+        (["prove", "--replay", "absent", "--tokens", "640"], "--tokens does not go with --replay"),
+        (["prove", "--replay", "absent", "--no-speed"], "--no-speed does not go with --replay"),
+        (["fit", "m", "--budget", "5MB", "-o", "f", "--context", "64"], "--context says what --ram covers"),
+        (["plan", "m", "--budgets", "5MB", "--cache", "int9"], "--cache says what --ram covers"),
+        (
+            ["inspect", "{file}", "--svg", "absent/a.svg"],
+            "cannot write absent/a.svg: there is no folder absent",
+        ),
+        (["inspect", "{file}", "--svg", "{file}"], "it is what is read, and would be lost"),
+        (
+            ["compare", "{file}", "--against", "{folder}", "--text", "{text}", "--svg", "{file}"],
+            "it is what is read, and would be lost",
+        ),
+        (["run", "{file}", "the \udcff cat"], "the text is not UTF-8"),
+        (["run", "{file}", "the \udcff cat", "--raw"], "the text is not UTF-8"),
         (["export", "{file}", "--to", "gguf", "d"], "unknown form 'gguf'"),
         (["export", "{file}", "--to", "hf", "d", "--dtype", "int8"], "unknown dtype 'int8'"),
     ],
@@ -165,6 +196,45 @@ def test_ctrl_c_ends_with_a_clean_line(run, monkeypatch, tiny):
 
     monkeypatch.setattr("sprat.cli.inspect.parts", stop)
     assert run("inspect", tiny.file) == (130, "", "sprat: stopped\n")
+
+
+def piped(*argv, **options):
+    """The command line in a process of its own, its output a pipe."""
+    command = [sys.executable, "-m", "sprat", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_whoever_reads_the_output_may_leave_early(tiny):
+    with piped("inspect", tiny.file) as process:
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+def test_whoever_reads_the_notes_may_leave_early(tiny):
+    with piped("chat", tiny.file, "--max-tokens", "5", stdin=subprocess.PIPE) as process:
+        process.stderr.close()
+        out, _ = process.communicate(b"the cat\nthe dog\n", timeout=120)
+    assert process.returncode == 0 and out.count(b"\n") >= 2
+
+
+def test_other_encodings_lose_characters_and_not_the_program(tiny):
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    with piped("inspect", tiny.file, env=ascii_only) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"") and b"layer 1" in out and b"???" in out
+
+
+def test_standard_input_that_is_no_text_is_refused(tiny):
+    utf8 = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    with piped("run", tiny.file, "-", env=utf8, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(b"the \xff cat", timeout=60)
+    assert (process.returncode, out) == (2, b"")
+    assert err == b"sprat: error: the text is not UTF-8: it holds '\\udcff'\n"
+
+
+def test_memory_that_torch_cannot_have_ends_with_one_line(run, monkeypatch, tiny):
+    monkeypatch.setattr("sprat.cli.inspect.parts", lambda _: torch.empty(1 << 60, dtype=torch.uint8))
+    assert run("inspect", tiny.file) == (2, "", "sprat: error: out of memory\n")
 
 
 def test_inspect_accounts_for_every_byte(run, tiny, tmp_path):

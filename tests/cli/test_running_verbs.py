@@ -62,11 +62,11 @@ def test_bytes_that_are_no_text_end_neither_a_chat_nor_in_a_traceback(tiny, capf
     bytes_in(monkeypatch, b"the \xff\nthe cat\n")
     assert main(["chat", str(tiny.file), "--max-tokens", "5"]) == 0
     err = capfd.readouterr().err
-    assert "sprat: error: the text is no UTF-8: it holds '\\udcff'" in err
+    assert "sprat: error: the text is not UTF-8: it holds '\\udcff'" in err
     assert "1 answers, 5 tokens written" in err.splitlines()[-1]
     bytes_in(monkeypatch, b"the \xff")
     assert main(["run", str(tiny.file), "-"]) == 2
-    assert "sprat: error: the text is no UTF-8" in capfd.readouterr().err
+    assert "sprat: error: the text is not UTF-8" in capfd.readouterr().err
     assert toy.open == 0
 
 

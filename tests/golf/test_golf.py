@@ -249,3 +249,33 @@ def test_the_command_line(played, tmp_path, capsys):
     assert "the second is better" in capsys.readouterr().out
     assert main([*arguments, "--set", "widht=3", "--text", *map(str, files)]) == 2
     assert "did you mean 'width'" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sprat.golf.golf.prepare", lambda *_: pytest.fail("work for a file that cannot be written")
+    )
+    files = write(tmp_path, documents())
+    written, before = tmp_path / "r.toml", files[0].read_bytes()
+    written.write_text("width = 32\n")
+    words = [
+        "golf",
+        "train",
+        str(written),
+        "--cap",
+        "28kB",
+        "--tokens",
+        "5120",
+        "--text",
+        *map(str, files),
+        "-o",
+    ]
+    for out, why in (
+        (tmp_path, "it is a folder"),
+        (written, "it is what is read"),
+        (files[0], "it is what is read"),
+        (tmp_path / "c.json", "the figures beside it have that name; call it c.sprat"),
+    ):
+        assert main([*words, str(out)]) == 2
+        assert f"cannot write {out}: {why}" in capsys.readouterr().err
+    assert files[0].read_bytes() == before

@@ -252,7 +252,7 @@ def test_whatever_a_template_does_wrong_is_told_as_its_own(template):
 
 def test_what_is_no_text_is_refused(tiny):
     tokenizer = open_tokenizer(sprat.open(tiny.file))
-    with pytest.raises(RequestError, match=r"no UTF-8: it holds '\\udcff'"):
+    with pytest.raises(RequestError, match=r"not UTF-8: it holds '\\udcff'"):
         tokenizer.chat([{"role": "user", "content": "a\udcff"}])
 
 

@@ -133,12 +133,12 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
+def add_cache(parser: argparse.ArgumentParser, what: str = "what keys and values are kept in") -> None:
     """How the native engine keeps keys and values."""
     parser.add_argument(
         "--cache",
         metavar="KIND",
-        help="what keys and values are kept in: int8 (default), or bf16, twice as large and a little nearer",
+        help=f"{what}: int8 (default), or bf16, twice as large and a little nearer",
     )
 
 
@@ -154,11 +154,20 @@ def add_ram(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         type=whole,
-        default=CONTEXT,
         metavar="N",
-        help="tokens of key-value cache that --ram covers (default %(default)s)",
+        help=f"tokens of key-value cache that --ram covers (default {CONTEXT}); those of a calibration context are a "
+        "setting: --set context=N",
     )
-    add_cache(parser)
+    add_cache(parser, "what keys and values that --ram covers are kept in")
+
+
+def limited(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_ram` asked for, as `sprat.fit` and `sprat.plan` take it: ram, context and cache."""
+    ram, context, cache = arguments.ram, arguments.context, arguments.cache
+    for name, value in {"--context": context, "--cache": cache}.items():
+        if ram is None and value is not None:
+            raise BudgetError(f"{name} says what --ram covers, and no --ram was given")
+    return {"ram": ram, "context": context or CONTEXT, "cache": cache}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -58,8 +58,6 @@ def execute(arguments: argparse.Namespace) -> None:
     conversation = Conversation(
         engine, tokenizer, sampling, arguments.max_tokens, arguments.context, arguments.system
     )
-    running.keep_going(sys.stdin, "surrogateescape")
-    running.keep_going(sys.stdout, "replace")
     interactive = sys.stdin.isatty()
     if interactive:
         _say(

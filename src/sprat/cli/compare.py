@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_evaluation, seed
-from sprat.folders import write_whole
+from sprat.folders import refuse_target, write_whole
 
 if TYPE_CHECKING:
     from sprat.prove.comparison import Comparison
@@ -41,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Measure, then print a row a file and a row a pair; warnings go to standard error."""
+    if arguments.svg is not None:
+        refuse_target(arguments.svg, *arguments.files, arguments.text)
     from sprat.prove.comparison import compare_files
 
     with terminal.bars() as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import (
@@ -15,6 +15,7 @@ from sprat.cli.arguments import (
     add_structure,
     budget,
     calibrated,
+    limited,
     minutes,
 )
 from sprat.errors import BudgetError, RecipeError
@@ -76,6 +77,7 @@ def execute(arguments: argparse.Namespace) -> None:
         raise BudgetError(
             "say how large it may be: --budget 50MB for the file, --ram 80MB for memory, or both"
         )
+    limits = limited(arguments)
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.fit import fit
     from sprat.training import processes
@@ -92,16 +94,14 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.out,
             **options,
             progress=progress,
-            ram=arguments.ram,
-            context=arguments.context,
-            cache=arguments.cache,
+            **limits,
         )
     of = f" of a budget of {arguments.budget}" if arguments.budget else ""
     rows = [
         ("file", f"{result.path}"),
         ("size", f"{result.nbytes:,} bytes ({format_bytes(result.nbytes)}){of}"),
         ("rate", f"{result.bits_per_weight:.3f} bits a weight, everything counted"),
-        *_memory(result.ram_nbytes, arguments),
+        *_memory(result.ram_nbytes, limits),
         ("predicted KL", f"{result.predicted_kl:.4f} nats a token"),
     ]
     healed = f" ({result.unhealed_kl:.4f} before healing)" if result.unhealed_kl > result.measured_kl else ""
@@ -150,13 +150,13 @@ def _considered(result: FitResult) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _memory(nbytes: int | None, arguments: argparse.Namespace) -> list[tuple[str, str]]:
+def _memory(nbytes: int | None, limits: dict[str, Any]) -> list[tuple[str, str]]:
     if nbytes is None:
         return []
     return [
         (
             "memory",
-            f"{nbytes:,} bytes ({format_bytes(nbytes)}) of {arguments.ram} to run with a context of "
-            f"{arguments.context:,} tokens",
+            f"{nbytes:,} bytes ({format_bytes(nbytes)}) of {limits['ram']} to run with a context of "
+            f"{limits['context']:,} tokens",
         )
     ]

@@ -11,7 +11,7 @@ from sprat.cli.arguments import add_cache, add_file, whole
 from sprat.cli.picture import svg
 from sprat.coding.parts import Part, by_kind, by_layer, parts
 from sprat.errors import FormatError, UnsupportedError
-from sprat.folders import write_whole
+from sprat.folders import refuse_target, write_whole
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def execute(arguments: argparse.Namespace) -> None:
     """Print the ledger as a picture or JSON; an SVG is written whole or not at all."""
     import sprat
 
+    if arguments.svg is not None:
+        refuse_target(arguments.svg, arguments.file)
     artifact = sprat.open(arguments.file)
     if arguments.verify:
         artifact.verify()

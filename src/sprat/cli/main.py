@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ _EXAMPLES = """examples:
 
 `sprat VERB --help` tells what a verb takes. SPRAT_DEBUG=1 shows where an error comes from."""
 
+#: What torch says where memory cannot be had; it raises a plain RuntimeError.
+_NO_MEMORY = "allocate memory"
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs; each module's `configure` adds its arguments."""
@@ -77,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 2 refused or failed with a message, 130 stopped with Ctrl-C."""
     debug = bool(os.environ.get("SPRAT_DEBUG"))
+    # A terminal in another encoding shows ? for what it lacks; bytes that are no text come in as what `encode` refuses.
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         arguments, rest = parser().parse_known_args(argv)
         if rest:  # the verb's own parser knows which of its flags is near
@@ -98,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _end(f"sprat: error: {error}", 2)
-    except MemoryError:
-        if debug:
+    except (MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or _NO_MEMORY in str(error)):
             raise
         return _end("sprat: error: out of memory", 2)
     return 0

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_calibration, add_model, add_ram, add_structure, budgets, calibrated
+from sprat.cli.arguments import (
+    add_calibration,
+    add_model,
+    add_ram,
+    add_structure,
+    budgets,
+    calibrated,
+    limited,
+)
 from sprat.errors import BudgetError
 
 SUMMARY = "Predict what each budget would cost, without writing anything."
@@ -36,6 +44,7 @@ def execute(arguments: argparse.Namespace) -> None:
         raise BudgetError(
             "say what to plan for: --budgets 30MB,50MB for the file, --ram 80MB for memory, or both"
         )
+    limits = limited(arguments)
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.plan import plan
 
@@ -45,9 +54,7 @@ def execute(arguments: argparse.Namespace) -> None:
             arguments.budgets,
             **options,
             progress=progress,
-            ram=arguments.ram,
-            context=arguments.context,
-            cache=arguments.cache,
+            **limits,
         )
     if arguments.json:
         fields = ["budget_bytes", "predicted_bytes", "predicted_kl", "bits_per_weight"]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from sprat.cli import terminal
 from sprat.cli.arguments import add_evaluation, seed, whole
 from sprat.cli.tasks import task_table
+from sprat.errors import ProofError
+from sprat.folders import refuse_folder
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ EXAMPLES = """  sprat prove smol.sprat --against smollm2-135m --text held-out.tx
   sprat prove smol.sprat --against ./model --text held-out.txt --tokens 100000 --json > proof.json
   sprat prove big.sprat --against ./big --text held-out.txt --dtype bfloat16"""
 
+#: What a record says itself, and a replay does not take.
+_RECORDED = (
+    *("tokens", "context", "dtype", "skip", "layers", "generations", "items", "seed", "resamples"),
+    *("no_speed", "peers"),
+)
 #: Pieces of the text that both models continue where a report is written.
 _GENERATIONS = 8
 
@@ -49,7 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="measure the proof in DIR again and say which figures hold; FILE, --against and --text say where "
-        "these lie now. Exit status 1 where a figure differs",
+        "these lie now, and so does --tasks; all else is as it was recorded, speed left out. Exit status 1 where a "
+        "figure differs",
     )
     parser.add_argument(
         "--peers",
@@ -94,9 +102,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Measure, then print the figures with their intervals; warnings go to standard error."""
+    if arguments.report is not None:
+        refuse_folder(arguments.report)
     if arguments.replay is not None:
         _replay(arguments)
         return
+    if arguments.items is not None and not arguments.tasks:
+        raise ProofError("--items says how many questions of each task, and no --tasks were given")
     needed = {"FILE": arguments.file, "--against": arguments.against, "--text": arguments.text}
     if lacking := [name for name, value in needed.items() if value is None]:
         arguments.parser.error(f"the following arguments are required: {', '.join(lacking)}")
@@ -134,6 +146,11 @@ def execute(arguments: argparse.Namespace) -> None:
 
 def _replay(arguments: argparse.Namespace) -> None:
     """Measure a record again; leave with status 1 where a figure differs."""
+    for name in _RECORDED:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise ProofError(
+                f"--{name.replace('_', '-')} does not go with --replay, which measures as the record says"
+            )
     from sprat.prove.replay import replay
 
     with terminal.bars() as progress:

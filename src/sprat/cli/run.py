@@ -43,8 +43,6 @@ def execute(arguments: argparse.Namespace) -> None:
 
     sampling = running.sampling(arguments)
     artifact = sprat.open(arguments.file)
-    running.keep_going(sys.stdin, "surrogateescape")
-    running.keep_going(sys.stdout, "replace")
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     pieces = generate(
         artifact,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_cache, budget, seed, whole
@@ -103,15 +102,6 @@ def open_engine(artifact: Artifact, arguments: argparse.Namespace, texts: int = 
         weights = artifact.ledger().weights
         refuse_memory(opened, arguments.ram.bytes(2 * weights, weights), texts)
     return opened
-
-
-def keep_going(stream: TextIO, errors: str) -> None:
-    """How a standard stream takes what it cannot read or write, where its environment asks for an exception.
-
-    A terminal that is no UTF-8 shows ? for what it lacks; bytes that are no UTF-8 are read as what `encode` refuses.
-    """
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-        stream.reconfigure(errors=errors)
 
 
 def note_engine(opened: Engine, arguments: argparse.Namespace) -> None:

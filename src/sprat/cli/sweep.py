@@ -45,7 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folders of `sprat prove --report` on this text: files that they prove are not measured again",
     )
-    parser.add_argument("--keep", action="store_true", help="leave the .sprat files in DIR too")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the .sprat files in DIR too, until a sweep into DIR without --keep",
+    )
     parser.add_argument("--json", action="store_true", help="print result.json instead of a table")
     add_evaluation(parser)
     add_calibration(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +18,29 @@ from rich.table import Table
 from sprat.progress import Progress, silent
 
 
+class _Results(Console):
+    """Standard output; whoever reads it may leave before the end (`| head`), and `main` ends then."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Notes(Console):
+    """Standard error; the work goes on where nobody reads what is said of it."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def out() -> Console:
     """Results; plain and unwrapped where they are piped."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 120))
+    console = _Results(highlight=False)
+    return console if console.is_terminal else _Results(highlight=False, width=max(console.width, 120))
 
 
 def err() -> Console:
     """Progress, notes and errors: on standard error."""
-    return Console(stderr=True, highlight=False)
+    return _Notes(stderr=True, highlight=False)
 
 
 def write_json(value: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from sprat.errors import BudgetError, SpratError
-from sprat.folders import write_whole
+from sprat.folders import refuse_target, write_whole
 from sprat.golf import corpus, finish, words
 from sprat.golf import teacher as teachers
 from sprat.golf.batches import Batches
@@ -77,8 +77,11 @@ def golf(
     Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
+    refuse_target(out, *(text or recipe.text), *(validation or recipe.validation_text), recipe.teacher)
+    if out.suffix == ".json":
+        raise SpratError(
+            f"cannot write {out}: the figures beside it have that name; call it {out.stem}.sprat"
+        )
     game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
     found = result(game, runs)

@@ -36,6 +36,8 @@ class Settings:
             raise ProofError(f"a context must be at least 4 tokens, not {self.context}")
         if not 0 <= self.skip <= self.context - 2:
             raise ProofError(f"skip must lie between 0 and context − 2 = {self.context - 2}, not {self.skip}")
+        if self.generations < 0:
+            raise ProofError(f"generations must be 0 or more, not {self.generations}")
         if self.tokens < self.context:
             raise ProofError(f"tokens must be at least one context ({self.context}), not {self.tokens}")
 

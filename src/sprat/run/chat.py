@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sprat.errors import RequestError, SpratError
+from sprat.errors import RequestError
+from sprat.folders import write_whole
 from sprat.run.engine import Engine
 from sprat.run.generate import Generation, check_fits
 from sprat.run.sampling import Sampler, Sampling
@@ -150,14 +151,7 @@ class Conversation:
             "stats": asdict(self.stats),
         }
         text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise SpratError(f"cannot write {target}: {error.strerror or error}") from error
+        write_whole(Path(path), text)
 
     def close(self) -> None:
         self.session.close()

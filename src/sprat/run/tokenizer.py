@@ -40,10 +40,10 @@ class TextTokenizer:
         `RequestError` for what is no text: bytes that were no UTF-8 come from a terminal as half surrogate pairs.
         """
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text is no UTF-8: it holds {text[error.start]!a}", "prompt") from None
-        return self.backend.encode(text, add_special_tokens=special).ids
+            return self.backend.encode(text, add_special_tokens=special).ids
+        except TypeError:
+            half = next(c for c in text if "\ud800" <= c <= "\udfff")
+            raise RequestError(f"the text is not UTF-8: it holds {half!a}", "prompt") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)

@@ -26,6 +26,7 @@ from sprat.equations.term import Factor
 from sprat.equations.terms.lowrank import LowRank
 from sprat.equations.terms.monarch import Monarch
 from sprat.errors import RecipeError, SpratError
+from sprat.folders import refuse_target
 from sprat.golf.model import Decoder
 from sprat.golf.pretrained import GolfConfig, config
 from sprat.golf.recipe import Recipe
@@ -89,8 +90,7 @@ def instantiate(
     RecipeError where the equation has more numbers, or does not fit the shape.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise SpratError(f"cannot write {out}: there is no folder {out.parent}")
+    refuse_target(out)
     chosen = parse(equation) if equation else default(shape, most)
     chosen.check(shape)
     numbers = numbers_of(chosen, shape)

@@ -55,7 +55,7 @@ def search(
     if not 0 < minutes < 1e6:
         raise RecipeError(f"a search must have more than 0 minutes, not {minutes:g}")
     whole = 60 * minutes / TRAININGS if seconds is None else seconds
-    if whole < SHORTEST:
+    if not whole >= SHORTEST:  # nan is no length either
         raise RecipeError(
             f"whole trainings of {whole:.2f} s are too short to tell equations apart: give the search more minutes "
             f"(at least {SHORTEST * TRAININGS / 60:.1f}) or --seconds"

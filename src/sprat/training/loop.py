@@ -74,8 +74,8 @@ def train(
 ) -> list[Point]:
     """Train on `contexts`: (contexts, context) int64, `accumulate` a step in each process; a point a step.
 
-    resume: go on from `checkpoint`, in as many processes. The checkpoint is removed at the end; an interruption leaves
-    the last one.
+    resume: go on from `checkpoint`, in as many processes. The last checkpoint stays, for what is done with the result
+    may fail: whoever has written that removes it.
     """
     points: list[Point] = []
     step, before = 0, 0.0
@@ -118,8 +118,6 @@ def train(
                     }
                 )
     progress(f"{name}, loss {mean:.4f}", 1, 1)
-    if checkpoint and rank == 0:
-        checkpoint.remove()
     return points
 
 

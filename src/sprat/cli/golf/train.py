@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sprat.cli import terminal
 from sprat.cli.arguments import add_corpus, add_settings, budget, seed, settings, whole
 from sprat.errors import RecipeError
+from sprat.folders import refuse_target
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def length_of(arguments: argparse.Namespace) -> Length:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Train, and print a row a seed."""
+    refuse_target(arguments.out, arguments.recipe)
     given = settings(arguments.settings)  # before the imports: a wrong setting is refused at once
     import torch
 
