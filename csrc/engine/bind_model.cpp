@@ -108,6 +108,7 @@ void step(Model& model, const std::vector<Cache*>& caches, const std::vector<Arr
     std::vector<Part> parts;
     size_t rows = 0;
     for (size_t i = 0; i < caches.size(); ++i) {
+        require(caches[i] && ids[i].is_valid(), "a session or its ids that are not there");
         require(ids[i].shape(0) < (size_t{1} << 30), "too many tokens");
         require(caches[i]->layers() == model.shape.layers && caches[i]->heads() == model.shape.kv_heads &&
                     caches[i]->dimension() == model.shape.dimension,
