@@ -143,6 +143,25 @@ def test_every_query_reads_its_budget_and_what_is_evicted_stays_so(selection):
         assert read.diagonal(dim1=-2, dim2=-1).all()
 
 
+@pytest.mark.parametrize("seed", range(20))  # one alone seldom meets an eviction that is close
+def test_heavy_hitters_of_sharp_attention(seed):
+    """Here what other heads read, and what a query did not, would change what is evicted."""
+    drawn = torch.randn(2, 3, LENGTH, LENGTH, generator=torch.Generator().manual_seed(seed))
+    scores = (4 * drawn).masked_fill(~torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(), -torch.inf)
+    read = cache.heavy(scores, 7)
+    for h, own in enumerate(scores.tolist()):
+        kept: list[int] = []
+        paid = [0.0] * LENGTH
+        for t in range(LENGTH):
+            if len(kept) == 7:
+                kept.remove(min((p for p in kept if p <= t - 3), key=lambda p: paid[p]))
+            kept.append(t)
+            for query in own:
+                for p, weight in softmax({p: query[t][p] for p in kept}).items():
+                    paid[p] += weight
+            assert read[h, 0, t].nonzero().flatten().tolist() == kept
+
+
 def test_a_model_whose_attention_stays_is_refused():
     model = SimpleNamespace(
         config=SimpleNamespace(_attn_implementation="eager"), set_attn_implementation=print
