@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 about = {"selection": selection, "length": options.length, "budget": budget, "read": read}
                 record.add(name, about | {"contexts": len(found.ids)} | row)
                 kl, same = row["kl"], row["same_top"]["value"]
-                print(f"{name}: {read:.1%} read, KL {kl['value']:.4f} ({kl['low']}-{kl['high']}), "
-                      f"same top {same:.1%}", flush=True)  # fmt: skip
+                ends = "" if kl["low"] is None else f" ({kl['low']:.4f}-{kl['high']:.4f})"
+                print(f"{name}: {read:.1%} read, KL {kl['value']:.4f}{ends}, same top {same:.1%}", flush=True)
 
 
 if __name__ == "__main__":
