@@ -27,8 +27,6 @@ from sprat.training.schedule import Schedule
 
 #: At this level (√nats) hardly a weight of any model is left.
 FLOOR_LEVEL = 0.02
-#: Bytes of the coder's tables, and of a lattice's line in the deflated header, about: 118 to 274 and 36 were counted.
-TABLES, LINE = 500, 40
 
 
 def spreads(job: Job) -> list[predict.Spread]:
@@ -138,12 +136,12 @@ def fixed(job: Job) -> int:
 
 
 def overhead(job: Job) -> int:
-    """Bytes of the file that no level changes: `fixed`, settled layers, the tables, and for each lattice to come its
-    line in the header and seven bits a scale and class."""
-    settled = layers(job)
-    shapes = job.targets.shapes()[len(settled.entries) if settled else 0 :]
-    base = _file(job, settled, 0.0).nbytes if settled else fixed(job)
-    return base + TABLES + LINE * len(shapes) + sum(map(sum, shapes)) * 7 // 8
+    """Bytes of the file that no level changes: `fixed`, settled layers, and seven bits for each scale and class."""
+    vectors, settled = job.targets.vectors(), layers(job)
+    if settled is None:
+        return fixed(job) + vectors * 7 // 8 + 4096
+    vectors -= job.targets.vectors(embeddings=False)
+    return _file(job, settled, 0.0).nbytes + vectors * 7 // 8 + 4096
 
 
 def floor(job: Job, spreads: list[predict.Spread], overhead: int) -> int:
