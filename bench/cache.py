@@ -137,7 +137,7 @@ def reading(model: PreTrainedModel, select: Select, budget: int) -> Iterator[Non
             raise SpratError(f"the attention of {type(model).__name__} cannot be replaced")
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before or "eager")
 
 
 def share_read(budget: int, length: int, skip: int) -> float:

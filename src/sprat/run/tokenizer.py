@@ -181,7 +181,9 @@ def from_files(files: Mapping[str, bytes | dict[str, Any]], config: dict[str, An
     for source in (config, generation):
         value = source.get("eos_token_id")
         ends |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
-    return TextTokenizer(backend, _template(rest, settings), special, frozenset(ends - {None}))
+    return TextTokenizer(
+        backend, _template(rest, settings), special, frozenset(i for i in ends if i is not None)
+    )
 
 
 def _template(files: Mapping[str, bytes], settings: dict[str, Any]) -> str | None:
