@@ -101,6 +101,7 @@ ROWS = [
     *(_bare(f"{LEVEL}, {b}MB", f"{b}MB") for b in _BUDGETS),
     *(_healed(f"{LEVEL} + heal, {b}MB", f"{b}MB", f"{LEVEL}, {b}MB") for b in (40, 34, 30, 20, 16)),
     _healed(f"{LEVEL} + heal on 32, 16MB", "16MB", f"{LEVEL}, 16MB", contexts=32),
+    _healed(f"{LEVEL} + heal on 384, 34MB", "34MB", f"{LEVEL}, 34MB", contexts=384),
     # Room for the products: what is healed weighs less than what comes of it.
     _bare(f"{LEVEL}, 39.45MB", "39.45MB"),
     _healed(f"{LEVEL} + heal with rank 4, 40MB", "40MB", f"{LEVEL}, 39.45MB", rank=4),
