@@ -193,9 +193,8 @@ def check_layout(dtype: object, shape: object) -> tuple[str, tuple[int, ...]]:
         or not all(type(s) is int and 0 <= s < 2**31 for s in shape)
     ):
         raise FormatError(f"impossible dense shape {shape!r}")
-    if (
-        _elements(tuple(axis or 1 for axis in shape)) >= 2**60
-    ):  # numpy counts the other axes of an empty array too
+    # numpy counts the other axes of an empty array too.
+    if _elements(tuple(axis or 1 for axis in shape)) >= 2**60:
         raise FormatError(f"impossible dense shape {shape!r}")
     return str(dtype), tuple(shape)
 

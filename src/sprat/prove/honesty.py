@@ -80,12 +80,11 @@ def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
         return 0.0
     if {text.sha256 for text in texts} & set(said.get("sha256", [])):
         return 1.0
-    if (
-        isinstance(said.get("sketch"), str) and said["sketch"]
-    ):  # an empty one, of under eight words, tells nothing
-        content = "\n".join(text.content for text in texts)
-        return round(max(share(said["sketch"], content) for share in (overlap.shared, overlap.seen)), 4)
-    return None
+    sketch = said.get("sketch")
+    if not isinstance(sketch, str) or not sketch:  # an empty one, of under eight words, tells nothing
+        return None
+    content = "\n".join(text.content for text in texts)
+    return round(max(share(sketch, content) for share in (overlap.shared, overlap.seen)), 4)
 
 
 def warnings(

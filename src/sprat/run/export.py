@@ -62,6 +62,7 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
     import torch
 
     from sprat.source.experts import COUNTS, hub_names
+    from sprat.source.load import TOKENIZER_FILES
 
     renamed = hub_names(artifact.config["model_type"]) if artifact.config.keys() & set(COUNTS) else str
     kind, entries, shapes = torch_dtype(dtype), len(artifact.names), _shapes(artifact)
@@ -83,7 +84,8 @@ def _hf(artifact: Artifact, folder: Path, dtype: str, progress: Progress) -> Non
     config.pop("torch_dtype", None)
     _write_json(folder / "config.json", config)
     for name, content in tokenizer_files(artifact).items():
-        (folder / Path(name).name).write_bytes(content)
+        if name in TOKENIZER_FILES:  # a file may claim any name, such as that of the weights just written
+            (folder / name).write_bytes(content)
 
 
 def _shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:

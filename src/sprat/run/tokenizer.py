@@ -111,9 +111,8 @@ class Pieces:
         self._window.append(token)
         text = self._decode(self._window)
         waiting = len(self._window) > self.FRONT + self.PATIENCE
-        if (
-            waiting and text == self._shown
-        ):  # special tokens, which have no text: not all of them again each time
+        # Special tokens have no text: many of them are not decoded again each time.
+        if waiting and text == self._shown:
             self._window.pop()
             return ""
         whole = waiting or not text.endswith("�")

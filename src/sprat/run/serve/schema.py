@@ -182,9 +182,8 @@ def _refusal(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     complaints = error.errors(include_url=False, include_context=False)
     for complaint in complaints:
         for at, part in enumerate(place := complaint["loc"]):
-            if (
-                place[0] == "messages" and part in _ABSENT
-            ):  # a text that is missing beside a call of tools is no news
+            # A text that is missing beside a call of tools is no news.
+            if place[0] == "messages" and part in _ABSENT:
                 shown = ".".join(str(step) for step in place[: at + 1])
                 return invalid(f"{shown} is not supported by this server: leave it out", shown, "unsupported")
     place = complaints[0]["loc"]
