@@ -281,6 +281,12 @@ def test_misspelt_packages_and_recipe_keys(refused, tiny):
     )
 
 
+@pytest.mark.parametrize("what", [("--deep",), ("--set", "heal_rank=1")], ids=["deep", "rank"])
+def test_what_only_healing_does_is_refused_without_it(refused, tiny, what):
+    said = refused(tiny.folder, "--budget", "50%", "--set", "heal=0", *what)
+    assert "says what healing trains, but heal = 0 and heal_minutes = 0 leave it out" in said
+
+
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "x"])
 def test_seeds_that_are_none(refused, tiny, seed):
     assert f"{seed!r} is no whole number" in refused(tiny.folder, "--budget", "50%", "--seed", seed)

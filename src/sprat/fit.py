@@ -73,13 +73,15 @@ def fit(
     recipe the trellis is off then, whose integers take a bit more of it. unhealed: where to leave what rounding alone
     gave, where healing changed it. The same arguments on the same machine give the same file.
 
-    Raises BudgetError (naming the smallest budget that works), SourceError, StatisticsError; nothing is written then.
+    Raises BudgetError (naming the smallest budget that works), RecipeError, SourceError, StatisticsError; nothing is
+    written then.
     """
     out = Path(out)
     refuse_target(out, model, *([calibrate] if isinstance(calibrate, str) else calibrate))
     if budget is None and ram is None:
         raise BudgetError("a fit needs a budget for the file, for memory (ram), or both")
     recipe = recipe or bounds.default_recipe(ram)
+    recipe.refuse_idle()
 
     def limits_of(source: Source) -> Limits:
         return bounds.limits(source, budget, ram, context, cache)

@@ -159,6 +159,15 @@ class Recipe:
         """Whether anything is trained after rounding."""
         return bool(self.heal or self.heal_minutes)
 
+    def refuse_idle(self) -> None:
+        """RecipeError where a fit would be told what healing trains, and that there is none."""
+        for name in ("heal_deep", "heal_rank"):
+            if getattr(self, name) and not self.heals:
+                raise RecipeError(
+                    f"recipe: {name} says what healing trains, but heal = 0 and heal_minutes = 0 leave it out: give it "
+                    "contexts (heal) or minutes (heal_minutes)"
+                )
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
         """A recipe from plain values; integers are taken for floats, a share of zeros may be a number."""

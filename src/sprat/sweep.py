@@ -74,6 +74,7 @@ def sweep(
             'a sweep fits every budget by one method from one calibration; method = "auto" tries several for each: '
             "name one, or let `sprat fit` choose for each budget"
         )
+    (recipe or Recipe()).refuse_idle()
     torch_dtype(dtype)  # refuses another
     how = Settings(40 * context if tokens is None else tokens, context, context // 2, dtype, seed)
     settings: dict[str, Any] = {

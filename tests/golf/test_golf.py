@@ -24,6 +24,7 @@ from sprat.golf import golf as golfs
 from sprat.golf.batches import Batches
 from sprat.golf.golf import golf
 from sprat.golf.loop import run
+from sprat.golf.result import figures
 from sprat.golf.schedule import Length
 from sprat.golf.score import score_file
 from sprat.golf.training import Training
@@ -251,11 +252,22 @@ def test_the_command_line(played, tmp_path, capsys):
     assert "did you mean 'width'" in capsys.readouterr().err
 
 
+def test_every_file_has_figures_of_its_own():
+    named = {
+        "a/tiny.sprat": "a/tiny.json",
+        "tiny.golf": "tiny.json",
+        "tiny.v2": "tiny.v2.json",
+        "tiny": "tiny.json",
+    }
+    assert {file: str(figures(Path(file))) for file in named} == named
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "sprat.golf.golf.prepare", lambda *_: pytest.fail("work for a file that cannot be written")
     )
     files = write(tmp_path, documents())
+    files[0] = files[0].rename(tmp_path / "text.json")
     written, before = tmp_path / "r.toml", files[0].read_bytes()
     written.write_text("width = 32\n")
     words = [
@@ -274,8 +286,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path,
         (tmp_path, "it is a folder"),
         (written, "it is what is read"),
         (files[0], "it is what is read"),
-        (tmp_path / "c.json", "the figures beside it have that name; call it c.sprat"),
+        (tmp_path / "c.json", ".json is what the figures beside it end in; call it c.sprat"),
     ):
         assert main([*words, str(out)]) == 2
         assert f"cannot write {out}: {why}" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "text.sprat")]) == 2  # its figures would be text.json
+    assert f"cannot write {files[0]}: it is what is read" in capsys.readouterr().err
     assert files[0].read_bytes() == before

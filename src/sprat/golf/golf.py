@@ -27,7 +27,7 @@ from sprat.golf.ended import end
 from sprat.golf.loop import Point, counted, run
 from sprat.golf.model import Decoder
 from sprat.golf.recipe import Recipe
-from sprat.golf.result import finished, result
+from sprat.golf.result import figures, finished, result
 from sprat.golf.schedule import Length
 from sprat.golf.teacher import Teacher
 from sprat.golf.training import Training
@@ -70,17 +70,20 @@ def golf(
     """Train `recipe` on `text` for `length`, end in at most `cap` bytes at `out`, and score it.
 
     text, validation: None for the recipe's own. seeds: so many trainings, with seeds `seed`, `seed` + 1, …; the second
-    one's file is `out` with -seed1 in its name, and so on. Beside `out` stands a JSON of the same name with every
+    one's file is `out` with -seed1 in its name, and so on. Beside `out` stands a JSON (`result.figures`) with every
     figure, which is returned; and, while it trains, a checkpoint, from which `resume` goes on to the same bits (on one
     thread). watch: is told points of the training and their bits per byte of training text.
 
     Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError.
     """
     out = Path(out)
-    refuse_target(out, *(text or recipe.text), *(validation or recipe.validation_text), recipe.teacher)
+    for written in (out, figures(out)):
+        refuse_target(
+            written, *(text or recipe.text), *(validation or recipe.validation_text), recipe.teacher
+        )
     if out.suffix == ".json":
         raise SpratError(
-            f"cannot write {out}: the figures beside it have that name; call it {out.stem}.sprat"
+            f"cannot write {out}: .json is what the figures beside it end in; call it {out.stem}.sprat"
         )
     game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
@@ -92,7 +95,7 @@ def golf(
         runs.append(row)
         found = result(game, runs)
         if processes.rank() == 0:
-            write_whole(out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False))
+            write_whole(figures(out), json.dumps(found, indent=1, allow_nan=False))
     return found
 
 

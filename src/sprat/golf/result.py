@@ -86,9 +86,16 @@ def counted_by(result: dict[str, Any]) -> str:
     return "a pace" if result.get("pace") else "the clock"
 
 
+def figures(out: Path) -> Path:
+    """The JSON beside a golf's file: tiny.json of tiny.sprat, tiny.v2.json of tiny.v2."""
+    return (
+        out.with_suffix(".json") if out.suffix in (".sprat", ".golf") else out.with_name(f"{out.name}.json")
+    )
+
+
 def finished(game: Golf, out: Path) -> dict[int, dict[str, Any]]:
     """Seed -> the row of a training of this golf that is over and whose file is there."""
-    path = out.with_suffix(".json")
+    path = figures(out)
     if not path.exists():
         return {}
     before, now = read(path), result(game, [])

@@ -113,6 +113,8 @@ def execute(arguments: argparse.Namespace) -> None:
 
 
 def _show(out: Path, result: dict[str, Any]) -> None:
+    from sprat.golf.result import figures
+
     console, cap, text = terminal.out(), result["cap"], result["validation"]
     rows = []
     for row in result["runs"]:
@@ -148,7 +150,7 @@ def _show(out: Path, result: dict[str, Any]) -> None:
     console.print(
         f"scored on {text['documents']} documents ({format_bytes(text['bytes'])}) that were not learnt from, in bits "
         "a byte: of the weights before rounding (through torch), rounded, and rounded and healed, which is the file; "
-        f"every figure is in {out.with_suffix('.json')}",
+        f"every figure is in {figures(out)}",
         markup=False,
         soft_wrap=True,
     )
