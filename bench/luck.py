@@ -1,0 +1,141 @@
+"""What a fit's KL owes to the luck of its calibration text: one budget, texts that the model wrote with other seeds.
+
+A row is a fit without healing whose settings are `seed` (of the text) and fields of the recipe, such as `context`
+(tokens a sequence) and `tokens`; its KL is measured on two texts of other kinds. A row is written down at once; the
+same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sprat
+from bench import texts
+from bench.judge import Judge, contexts, ratio
+from bench.markdown import interval, table
+from bench.record import Record
+from sprat.cli.arguments import settings
+from sprat.cli.terminal import bars
+from sprat.errors import SpratError
+from sprat.folders import write_whole
+from sprat.progress import Progress
+from sprat.prove.environment import machine, versions
+from sprat.recipe import Recipe
+from sprat.run.model import to_torch
+from sprat.source.load import Source, load
+
+SCHEMA = "sprat.luck/1"
+#: What rows are measured on: texts of bench.texts, neither of which any row is calibrated on.
+MEASURED = ("evaluation", "other")
+EXAMPLES = """\
+examples:
+  python -m bench.luck --rows seed=0 seed=1 seed=2
+  python -m bench.luck --rows seed=0 seed=0,context=256 seed=1 seed=1,context=256
+  python -m bench.luck --only-report
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        about = {"model": options.model, "budget": options.budget, "contexts": options.contexts}
+        record = Record(options.record, about, SCHEMA)
+        if not options.only_report:
+            _measure(record, options)
+        write_whole(options.record / "README.md", page(record))
+    except SpratError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    today = datetime.date.today().isoformat()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.luck",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", nargs="?", default="smollm2-135m", help="what sprat.load takes (default %(default)s)")
+    add("--record", type=Path, default=Path("records") / f"{today}-luck", help="default %(default)s")
+    add("--budget", default="34MB", help="default %(default)s")
+    add("--contexts", type=int, default=10, help="of 512 tokens of each text (default %(default)s)")
+    add("--rows", nargs="+", default=["seed=0"], metavar="KEY=VALUE,...", help="default %(default)s")
+    add("--only-report", action="store_true", help="README.md anew, nothing measured")
+    return parser.parse_args(arguments)
+
+
+def _measure(record: Record, options: argparse.Namespace) -> None:
+    todo = [row for row in options.rows if row not in record.rows]
+    if not todo:
+        return
+    wanted = {row: _settings(row) for row in todo}
+    words = ["python", "-m", "bench.luck", "--budget", options.budget, "--rows", *options.rows]
+    record.begin(shlex.join(words), versions(), machine())
+    with tempfile.TemporaryDirectory() as folder, bars() as progress:
+        source = load(options.model, dtype=torch.float32)
+        judges = _judges(source, Path(folder), options.contexts, progress)
+        for row, (seed, recipe) in wanted.items():
+            print(f"bench: {row}", file=sys.stderr, flush=True)
+            out = Path(folder) / "fitted.sprat"
+            fitted = sprat.fit(
+                options.model, options.budget, out, seed=seed, recipe=recipe, progress=progress
+            )
+            with sprat.open(out) as artifact:
+                model = to_torch(artifact, "float32")
+                scores = {name: judge.score(model, progress) for name, judge in judges.items()}
+            about = {"bytes": fitted.nbytes, "predicted_kl": fitted.predicted_kl}
+            record.add(row, about | {"held_out_kl": fitted.measured_kl, **scores})
+
+
+def _settings(row: str) -> tuple[int, Recipe]:
+    """(seed of the text, recipe) of "seed=1,context=256"."""
+    given = settings(row.split(","))
+    seed = given.pop("seed", 0)
+    return seed, Recipe.from_dict({"heal": 0} | given)
+
+
+def _judges(source: Source, folder: Path, count: int, progress: Progress) -> dict[str, Judge]:
+    paths = texts.write(folder / "texts")
+    found = {name: contexts(source, paths[name], count, 512) for name in MEASURED}
+    return {name: Judge(source.model, cut, 0, progress) for name, cut in found.items()}
+
+
+def page(record: Record) -> str:
+    """README.md: every row beside the first one."""
+    rows, about = record.rows, record.data["settings"]
+    first = next(iter(rows), "")
+    head = ["text", "held out", *(f"KL, {name}" for name in MEASURED), *(f"× {first}, {n}" for n in MEASURED)]
+    lines = [[name, f"{row['held_out_kl']:.4f}", *_figures(row, rows[first])] for name, row in rows.items()]
+    remarks = record.path.parent / "remarks.md"
+    said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
+    calls = "\n".join(f"    {c}" for c in dict.fromkeys(run["command"] for run in record.data["commands"]))
+    intro = (
+        f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, without healing, calibrated on "
+        "text that it wrote itself: with which seed, and what else differs from the default recipe. KL in nats a token "
+        f"on {about['contexts']} contexts of 512 tokens of State of the Union speeches (evaluation) and as many of the "
+        "documentation of Python (other), the second half of each, float32; 95 % intervals over contexts, those of the "
+        "ratios paired. Held out: on contexts of the fit's own text."
+    )
+    return "\n\n".join(filter(None, [intro, table(head, lines), said, f"## How\n\n{calls}"])) + "\n"
+
+
+def _figures(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    own = [interval(row[name]["kl"], 4) for name in MEASURED]
+    beside = [ratio(row[name]["kl_by_context"], base[name]["kl_by_context"]) for name in MEASURED]
+    return own + [interval(found, 3) if row is not base else "1" for found in beside]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
