@@ -9,14 +9,12 @@ masked before the softmax. Keys keep the angles of their places in the text. Not
     recent + 4       the first 4 positions ("attention sinks") and the last B - 4: StreamingLLM, arXiv 2309.17453
     heavy hitters    of each key-value head, the last B/2 positions and what eviction left: a position that does not fit
                      is dropped for good, the one to which least attention was paid so far: H2O, arXiv 2306.14048
-
-    python -m bench.cache --record records/2026-11-22-cache
-    python -m bench.cache --length 2048 --contexts 4 --selections "recent + 4;heavy hitters" --shares 0.25
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import shlex
 import sys
 import tempfile
@@ -43,6 +41,11 @@ from sprat.source.load import load
 #: How many first positions always stay beside a window.
 SINKS = 4
 _NAME = "sprat_bench_cache"
+EXAMPLES = """\
+examples:
+  python -m bench.cache --record records/2026-11-22-cache
+  python -m bench.cache --length 2048 --contexts 4 --selections "recent + 4;heavy hitters" --shares 0.25
+"""
 
 #: (scores, B) -> whether each query reads a key, (kv_heads, group or 1, queries, keys). The scores are those before
 #: the softmax, (kv_heads, group, queries, keys), -inf where a query cannot see a key.
@@ -147,8 +150,13 @@ def share_read(budget: int, length: int, skip: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.cache", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    today = datetime.date.today().isoformat()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.cache",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument(
@@ -158,7 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--selections", default=";".join(SELECTIONS), help="which, by semicolons")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--record", type=Path, default=Path("records/cache"), help="rows that it has are kept"
+        "--record",
+        type=Path,
+        default=Path("records") / f"{today}-cache",
+        help="rows that it has are kept (default %(default)s)",
     )
     options = parser.parse_args(arguments)
     chosen = options.selections.split(";")

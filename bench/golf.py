@@ -199,7 +199,9 @@ def _refuse_other(path: Path, now: dict[str, Any]) -> None:
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> result of every recipe that the record holds."""
     found = {path.stem: json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
-    return {name: entry for name, entry in found.items() if entry.get("schema") == SCHEMA}
+    # What `sprat golf train` wrote knows of no failures and no commands.
+    plain = {"failed": [], "commands": []}
+    return {name: plain | entry for name, entry in found.items() if entry.get("schema") == SCHEMA}
 
 
 def page(entries: dict[str, dict[str, Any]], baseline: str, folder: Path) -> str:

@@ -36,6 +36,8 @@ from sprat.source.load import Source, load
 SCHEMA = "sprat.luck/1"
 #: What rows are measured on: texts of bench.texts, neither of which any row is calibrated on.
 MEASURED = ("evaluation", "other")
+#: Tokens of a context that is scored.
+LENGTH = 512
 EXAMPLES = """\
 examples:
   python -m bench.luck --rows seed=0 seed=1 seed=2
@@ -108,7 +110,7 @@ def _settings(row: str) -> tuple[int, Recipe]:
 
 def _judges(source: Source, folder: Path, count: int, progress: Progress) -> dict[str, Judge]:
     paths = texts.write(folder / "texts")
-    found = {name: contexts(source, paths[name], count, 512) for name in MEASURED}
+    found = {name: contexts(source, paths[name], count, LENGTH) for name in MEASURED}
     return {name: Judge(source.model, cut, 0, progress) for name, cut in found.items()}
 
 
@@ -124,9 +126,9 @@ def page(record: Record) -> str:
     intro = (
         f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, without healing, calibrated on "
         "text that it wrote itself: with which seed, and what else differs from the default recipe. KL in nats a token "
-        f"on {about['contexts']} contexts of 512 tokens of State of the Union speeches (evaluation) and as many of the "
-        "documentation of Python (other), the second half of each, float32; 95 % intervals over contexts, those of the "
-        "ratios paired. Held out: on contexts of the fit's own text."
+        f"on {about['contexts']} contexts of {LENGTH} tokens of State of the Union speeches (evaluation) and as many "
+        "of the documentation of Python (other), the second half of each, float32; 95 % intervals over contexts, those "
+        "of the ratios paired. Held out: on contexts of the fit's own text."
     )
     return "\n\n".join(filter(None, [intro, table(head, lines), said, f"## How\n\n{calls}"])) + "\n"
 

@@ -1,0 +1,52 @@
+"""bench.luck on the tiny model: rows, their ratios, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import luck
+
+ROWS = ("seed=0,context=64,tokens=1024", "seed=1,context=64,tokens=1024")
+
+
+@pytest.fixture
+def call(tiny, tmp_path, monkeypatch):
+    """call(rows...) -> exit status; the record is tmp_path / "record"."""
+    monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(luck, "LENGTH", 64)
+    monkeypatch.setattr(luck.texts, "write", lambda _: dict.fromkeys(luck.MEASURED, tiny.text))
+
+    def run(*rows: str) -> int:
+        words = [str(tiny.folder), "--record", str(tmp_path / "record"), "--budget", "50%", "--contexts", "4"]
+        return luck.main([*words, "--rows", *rows])
+
+    return run
+
+
+def test_rows_beside_the_first_and_none_measured_again(call, tmp_path, monkeypatch):
+    assert call(ROWS[0]) == 0 and call(*ROWS) == 0
+    found = json.loads((tmp_path / "record" / "result.json").read_text())
+    assert list(found["rows"]) == list(ROWS)
+    first, second = (found["rows"][row] for row in ROWS)
+    assert 0 < first["evaluation"]["kl"]["value"] != second["evaluation"]["kl"]["value"] > 0
+    ratio = second["other"]["kl"]["value"] / first["other"]["kl"]["value"]
+    page = (tmp_path / "record" / "README.md").read_text()
+    assert f"{ratio:.3f} (" in page and f"{first['held_out_kl']:.4f}" in page
+    monkeypatch.setattr("sprat.fit", lambda *_, **__: pytest.fail("measured again"))
+    assert call(*ROWS) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("sed=1", "unknown key 'sed'"),
+        ("context=1", "context = 1 is not allowed"),
+        ("seed", "wants KEY=VALUE"),
+    ],
+)
+def test_a_row_that_is_none_is_refused_before_any_work(call, capsys, monkeypatch, row, why):
+    monkeypatch.setattr(luck, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert call(ROWS[0], row) == 1
+    assert why in capsys.readouterr().err
