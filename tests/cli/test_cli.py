@@ -114,7 +114,7 @@ def test_a_wrong_command_line_is_refused(run, argv, message):
         (["plan", "m", "--budgets", "5MB", "--recipe", "absent.toml"], "recipe absent.toml: No such file"),
         (["plan", "m", "--budgets", "5MB", "--recipe", "{text}"], "not TOML"),
         (["run", "{file}", "p", "--temperature", "-1"], "temperature must lie between 0 and 100"),
-        (["run", "{file}", "p", "--top-p", "2"], "top-p must be above 0"),
+        (["run", "{file}", "p", "--top-p", "2"], "top-p must lie between 0 and 1"),
         (["run", "{file}", "", "--raw"], "the prompt is empty"),
         (
             ["prove", "{file}", "--against", "{folder}", "--text", "absent.txt"],

@@ -43,7 +43,7 @@ def slow(logits, temperature, top_k, top_p, min_p):
     LOGITS,
     st.sampled_from([0.3, 1.0, 1.7]),
     st.integers(0, 45),
-    st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.99, 1.0]),
     st.sampled_from([0.0, 0.05, 0.4, 1.0]),
 )
 def test_what_remains_is_what_the_letter_of_each_step_leaves(logits, temperature, top_k, top_p, min_p):
@@ -143,7 +143,7 @@ def test_some_impossible_tokens_are_fine():
         ("temperature", -1.0, "temperature must lie between 0 and 100, not -1.0"),
         ("temperature", float("nan"), "temperature must lie between"),
         ("top_k", -1, "top-k must be 0"),
-        ("top_p", 0.0, "top-p must be above 0 and at most 1"),
+        ("top_p", -0.1, "top-p must lie between 0 and 1"),
         ("min_p", 1.5, "min-p must lie between 0 and 1"),
         ("repetition_penalty", 0.0, "repetition penalty must lie between 0.01 and 100"),
         ("presence_penalty", 3.0, "presence penalty must lie between -2 and 2"),

@@ -6,7 +6,8 @@
    (as OpenAI's API defines them);
 3. temperature 0: the likeliest token, the lowest id of equals. Else logits are divided by the temperature;
 4. top-k: the k likeliest stay (Fan et al., arXiv 1805.04833, §5);
-5. top-p: the fewest tokens that hold p of the remaining mass stay (Holtzman et al., arXiv 1904.09751, §3.1);
+5. top-p: the fewest tokens that hold p of the remaining mass stay, at least one (Holtzman et al., arXiv 1904.09751,
+   §3.1);
 6. min-p: tokens with at least min_p times the likeliest one's probability stay (Nguyen et al.,
    arXiv 2407.01082, §3);
 7. one is drawn from what remains.
@@ -47,7 +48,7 @@ class Sampling:
 
         check(0 <= self.temperature <= 100, "temperature", "lie between 0 and 100")
         check(self.top_k >= 0, "top_k", "be 0 (no limit) or more")
-        check(0 < self.top_p <= 1, "top_p", "be above 0 and at most 1")
+        check(0 <= self.top_p <= 1, "top_p", "lie between 0 and 1")
         check(0 <= self.min_p <= 1, "min_p", "lie between 0 and 1")
         check(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "lie between 0.01 and 100")
         check(-2 <= self.presence_penalty <= 2, "presence_penalty", "lie between -2 and 2")
