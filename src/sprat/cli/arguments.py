@@ -189,8 +189,8 @@ def add_corpus(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="TEXT",
-        help="what to learn from: UTF-8 files, folders of them, patterns, or hub:NAME[:SPLIT] (default: the recipe's "
-        "`text`)",
+        help="what to learn from: UTF-8 files, folders of them, patterns, package:NAME (the *.txt files of an "
+        "installed Python package) or hub:NAME[:SPLIT] (default: the recipe's `text`)",
     )
     parser.add_argument(
         "--validation",

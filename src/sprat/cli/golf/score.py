@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="TEXT",
-        help="files, folders, patterns or hub:NAME",
+        help="files, folders, patterns, package:NAME or hub:NAME",
     )
     parser.add_argument(
         "--held-out",
