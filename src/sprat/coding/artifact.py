@@ -50,6 +50,11 @@ class Artifact:
             if name in self._tensors:
                 raise FormatError(f"header: tensor {name!r} is listed twice")
             self._tensors[name] = line
+        served = set[str]()
+        for parameter in (each for line in self._tensors.values() for each in line["maps"]):
+            if parameter in served:  # readers would differ on whose values are the model's
+                raise FormatError(f"header: parameter {parameter!r} is stored twice")
+            served.add(parameter)
         self._sections = _layout(self._tensors, body["files"], table, self._header_size, size)
         self._checked: set[tuple[str, str]] = set()
         self._tables: entropy.Tables | None = None
