@@ -26,6 +26,7 @@ from sprat.search.predictor import Ridge, rank_correlation
 from sprat.search.search import search
 from sprat.search.study import front, guessed
 from sprat.search.trial import Outcome
+from sprat.sizes import parse_budget
 
 BASE = recipe(vocabulary=320, context=32, batch=4)
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -196,11 +197,12 @@ def test_every_recipe_is_searched_within_the_cap_or_refused():
             refused.add(path.stem)
             assert "a search cannot have" in str(error)
             continue
-        net = network(Candidate(parse_network("lowrank(4)"), 3, 4), base, base.vocabulary, 10**6)
+        cap = max(10**6, int(parse_budget(path.stem.split("-")[2]).value))  # golf-cpu-4MB-naive
+        net = network(Candidate(parse_network("lowrank(4)"), 3, 4), base, base.vocabulary, cap)
         assert net is not None and net.recipe.ngrams == base.ngrams
         with torch.device("meta"):
             model = Decoder(net.recipe, base.vocabulary)
-        assert net.numbers == sum(p.numel() for p in model.parameters()) <= 2 * 10**6
+        assert net.numbers == sum(p.numel() for p in model.parameters()) <= 2 * cap
     assert "golf-cpu-250kB-naive" in refused and "golf-cpu-250kB-ngrams" not in refused
 
 
