@@ -221,8 +221,12 @@ def _texts(value: Any) -> Any:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A recipe file's values; RecipeError where it cannot be read."""
+    path = Path(path)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = [other.name for other in path.parent.glob("*.toml")]
+        raise RecipeError(f"there is no recipe {path}{nearest(path.name, beside)}") from None
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

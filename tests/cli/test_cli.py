@@ -111,7 +111,7 @@ def test_a_wrong_command_line_is_refused(run, argv, message):
         ),
         (["fit", "m", "--budget", "5MB", "-o", "f", "--set", "trelis=4"], "did you mean 'trellis'?"),
         (["plan", "m", "--budgets", "5MB", "--set", "order=up"], "order = 'up' is not allowed"),
-        (["plan", "m", "--budgets", "5MB", "--recipe", "absent.toml"], "recipe absent.toml: No such file"),
+        (["plan", "m", "--budgets", "5MB", "--recipe", "absent.toml"], "there is no recipe absent.toml"),
         (["plan", "m", "--budgets", "5MB", "--recipe", "{text}"], "not TOML"),
         (["run", "{file}", "p", "--temperature", "-1"], "temperature must lie between 0 and 100"),
         (["run", "{file}", "p", "--top-p", "2"], "top-p must lie between 0 and 1"),

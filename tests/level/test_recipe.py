@@ -80,8 +80,13 @@ def test_an_unknown_method_is_named() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none\.toml: No such file"):
-        Recipe.read(tmp_path / "none.toml")
+    (tmp_path / "golf-4MB-naive.toml").touch()
+    with pytest.raises(
+        RecipeError, match=r"no recipe .*golf-4MB\.toml \(did you mean 'golf-4MB-naive\.toml'\?\)"
+    ):
+        Recipe.read(tmp_path / "golf-4MB.toml")
+    with pytest.raises(RecipeError, match=r"there is no recipe .*zzz\.toml$"):
+        Recipe.read(tmp_path / "zzz.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("trellis = \n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"bad\.toml: not TOML: "):
