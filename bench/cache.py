@@ -13,8 +13,6 @@ masked before the softmax. Keys keep the angles of their places in the text. Not
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import shlex
 import sys
 import tempfile
@@ -32,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bench import texts
 from bench.judge import Judge, contexts
-from bench.record import Record
+from bench.record import Record, command_line
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
 from sprat.prove.environment import machine, versions
@@ -150,13 +148,7 @@ def share_read(budget: int, length: int, skip: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    today = datetime.date.today().isoformat()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.cache",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("cache", "cache", __doc__, EXAMPLES)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument(
@@ -165,12 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", default="0.5,0.25,0.125", help="of the length that is kept, by commas")
     parser.add_argument("--selections", default=";".join(SELECTIONS), help="which, by semicolons")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument(
-        "--record",
-        type=Path,
-        default=Path("records") / f"{today}-cache",
-        help="rows that it has are kept (default %(default)s)",
-    )
     options = parser.parse_args(arguments)
     chosen = options.selections.split(";")
     if unknown := [name for name in chosen if name not in SELECTIONS]:

@@ -8,7 +8,6 @@ training too. Trained files stay in `--files`, and never in the repository.
 from __future__ import annotations
 
 import argparse
-import datetime
 import fnmatch
 import json
 import shlex
@@ -25,7 +24,7 @@ import torch
 
 from bench.markdown import table
 from bench.pace import paces
-from bench.record import commit, save_json
+from bench.record import command_line, commit, save_json
 from bench.texts import text_name
 from sprat.cli.arguments import budget, settings, whole
 from sprat.cli.golf.train import add_length, length_of
@@ -68,15 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    today = datetime.date.today().isoformat()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.golf",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("golf", "golf-blocks", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("--record", type=Path, default=Path("records") / f"{today}-golf-blocks", help="default %(default)s")
     add(
         "--files", type=Path, default=Path("golf-files"), help="where trained files lie (default %(default)s)"
     )

@@ -8,7 +8,6 @@ same command goes on where it was cut off.
 from __future__ import annotations
 
 import argparse
-import datetime
 import shlex
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import sprat
 from bench import texts
 from bench.judge import Judge, contexts, ratio
 from bench.markdown import interval, table
-from bench.record import Record
+from bench.record import Record, command_line
 from sprat.cli.arguments import settings
 from sprat.cli.terminal import bars
 from sprat.errors import SpratError
@@ -61,16 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    today = datetime.date.today().isoformat()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.luck",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("luck", "luck", __doc__, EXAMPLES)
     add = parser.add_argument
     add("model", nargs="?", default="smollm2-135m", help="what sprat.load takes (default %(default)s)")
-    add("--record", type=Path, default=Path("records") / f"{today}-luck", help="default %(default)s")
     add("--budget", default="34MB", help="default %(default)s")
     add("--contexts", type=int, default=10, help="of 512 tokens of each text (default %(default)s)")
     add("--rows", nargs="+", default=["seed=0"], metavar="KEY=VALUE,...", help="default %(default)s")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import fnmatch
 import json
 import subprocess
@@ -11,6 +13,21 @@ from typing import Any
 from sprat.errors import SpratError
 
 SCHEMA = "sprat.quality/1"
+
+
+def command_line(module: str, name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """The command line of `python -m bench.MODULE`, whose record is records/TODAY-NAME unless --record says another."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m bench.{module}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Path("records") / f"{datetime.date.today().isoformat()}-{name}"
+    made.add_argument(
+        "--record", type=Path, default=default, help="rows that it has are kept (default %(default)s)"
+    )
+    return made
 
 
 class Record:

@@ -7,7 +7,6 @@ A row is measured once and written down at once; the same command goes on where 
 from __future__ import annotations
 
 import argparse
-import datetime
 import fnmatch
 import json
 import shlex
@@ -23,7 +22,7 @@ import sprat
 from bench import healing, texts
 from bench.judge import Judge, contexts
 from bench.measure import Bench
-from bench.record import Record
+from bench.record import Record, command_line
 from bench.technique_page import page
 from bench.technique_rows import HEAL_TOKENS, ROWS, Row, file_of
 from bench.work import Row as PeerRow
@@ -70,16 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    today = datetime.date.today().isoformat()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.techniques",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("techniques", "techniques", __doc__, EXAMPLES)
     add = parser.add_argument
     add("model", nargs="?", default="smollm2-135m", help="what sprat.load takes (default %(default)s)")
-    add("--record", type=Path, default=Path("records") / f"{today}-techniques", help="default %(default)s")
     add("--files", type=Path, default=Path(), help="where the files lie")
     add("--tasks", type=Path, nargs="*", default=[], help="questions as JSON lines (docs/tasks.md)")
     add("--items", type=int, help="of each task (default: as the record has it, a new one 300)")

@@ -64,23 +64,14 @@ def sweep(
     Raises SpratError where `folder` holds a sweep of something else.
     """
     folder, wanted = Path(folder), [parse_budget(b) if isinstance(b, str) else b for b in budgets]
-    if recipe is not None and recipe.vocabulary and text is not None:
-        raise RecipeError(
-            "a sweep measures the KL on its text, which a file with fewer tokens (the recipe's `vocabulary`) does not "
-            "have to its original: leave the text out, and let `sprat prove` compare bits per byte"
-        )
-    if recipe is not None and recipe.method == AUTO:
-        raise RecipeError(
-            'a sweep fits every budget by one method from one calibration; method = "auto" tries several for each: '
-            "name one, or let `sprat fit` choose for each budget"
-        )
-    (recipe or Recipe()).refuse_idle()
+    recipe = recipe or Recipe()
+    _refuse(recipe, text)
     torch_dtype(dtype)  # refuses another
     how = Settings(40 * context if tokens is None else tokens, context, context // 2, dtype, seed)
     settings: dict[str, Any] = {
         "calibrate": [calibrate] if isinstance(calibrate, str) else list(calibrate),
         "seed": seed,
-        "recipe": (recipe or Recipe()).to_dict(),
+        "recipe": recipe.to_dict(),
         "tokens": tokens,
         "context": context,
         "dtype": dtype,
@@ -103,7 +94,7 @@ def sweep(
             how.contexts(from_files(source.tokenizer_files, source.config), [sample])
 
     if missing or not result["curve"]:
-        job = jobs.start(model, settings["calibrate"], seed, recipe or Recipe(), progress, refuse)
+        job = jobs.start(model, settings["calibrate"], seed, recipe, progress, refuse)
         _fit(result, job, missing, folder)
         del job  # the measurements need its memory
     if text is not None:
@@ -120,6 +111,21 @@ def sweep(
         write_whole(folder / "curve.svg", quality.chart(result).svg())
         write_whole(folder / "README.md", quality.readme(result))
     return result
+
+
+def _refuse(recipe: Recipe, text: str | Path | None) -> None:
+    """RecipeError for what no sweep can do."""
+    if recipe.vocabulary and text is not None:
+        raise RecipeError(
+            "a sweep measures the KL on its text, which a file with fewer tokens (the recipe's `vocabulary`) does not "
+            "have to its original: leave the text out, and let `sprat prove` compare bits per byte"
+        )
+    if recipe.method == AUTO:
+        raise RecipeError(
+            'a sweep fits every budget by one method from one calibration; method = "auto" tries several for each: '
+            "name one, or let `sprat fit` choose for each budget"
+        )
+    recipe.refuse_idle()
 
 
 def _fit(result: dict[str, Any], job: Job, missing: Sequence[Budget], folder: Path) -> None:
