@@ -13,6 +13,7 @@ masked before the softmax. Keys keep the angles of their places in the text. Not
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 import tempfile
@@ -147,7 +148,7 @@ def share_read(budget: int, length: int, skip: int) -> float:
     return sum(min(budget, n) for n in whole) / sum(whole)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line("cache", "cache", __doc__, EXAMPLES)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--contexts", type=int, default=8)
@@ -161,9 +162,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options.selections.split(";")
     if unknown := [name for name in chosen if name not in SELECTIONS]:
         parser.error(f"no selection {unknown[0]!r}; there are {'; '.join(SELECTIONS)}")
-    record = Record(options.record, {"model": options.model, "dtype": options.dtype}, "sprat.cache/1")
     words = ["python", "-m", "bench.cache", *(sys.argv[1:] if arguments is None else arguments)]
-    record.begin(shlex.join(words), versions(), machine())
+    try:
+        _measure(options, chosen, shlex.join(words))
+    except SpratError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(options: argparse.Namespace, chosen: Sequence[str], command: str) -> None:
+    """The rows that the record does not hold yet."""
+    record = Record(options.record, {"model": options.model, "dtype": options.dtype}, "sprat.cache/1")
+    record.begin(command, versions(), machine())
     source = load(options.model, dtype=getattr(torch, options.dtype))
     judge = None
     with tempfile.TemporaryDirectory() as folder, bars() as progress:
@@ -187,4 +198,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
