@@ -1,6 +1,6 @@
 """What a fit's KL owes to the luck of its calibration text: one budget, texts that the model wrote with other seeds.
 
-A row is a fit without healing whose settings are `seed` (of the text) and fields of the recipe, such as `context`
+A row is a fit, without healing unless it asks for it, whose settings are `seed` (of the text) and fields of the recipe, such as `context`
 (tokens a sequence) and `tokens`; its KL is measured on two texts of other kinds. A row is written down at once; the
 same command goes on where it was cut off.
 """
@@ -116,8 +116,8 @@ def page(record: Record) -> str:
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
     calls = "\n".join(f"    {c}" for c in dict.fromkeys(run["command"] for run in record.data["commands"]))
     intro = (
-        f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, without healing, calibrated on "
-        "text that it wrote itself: with which seed, and what else differs from the default recipe. KL in nats a token "
+        f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, not healed where the row does not "
+        "say `heal`, calibrated on text that it wrote itself: with which seed, and what else differs from the recipe. KL in nats a token "
         f"on {about['contexts']} contexts of {LENGTH} tokens of State of the Union speeches (evaluation) and as many "
         "of the documentation of Python (other), the second half of each, float32; 95 % intervals over contexts, those "
         "of the ratios paired. Held out: on contexts of the fit's own text."

@@ -188,10 +188,22 @@ def test_a_file_that_is_proven_is_not_measured_again(copy, tiny, starts, done, t
 
 
 def test_files_are_left_on_demand_only(copy, tiny):
-    folder = copy()
+    def as_if_cut_off(result):
+        for row in result["rows"]:
+            del row["kept"]
+
+    folder = copy(as_if_cut_off)
     result = again(tiny, folder, keep=False)
     assert not list(folder.glob("*.sprat"))
     assert all("file" not in row for row in result["rows"])
+
+
+def test_files_that_were_kept_outlive_a_sweep_that_keeps_none(copy, tiny):
+    folder = copy()
+    before = sorted(folder.glob("*.sprat"))
+    result = again(tiny, folder, keep=False)
+    assert sorted(folder.glob("*.sprat")) == before != []
+    assert sorted(row["file"] for row in result["rows"]) == [file.name for file in before]
 
 
 def test_a_budget_that_cannot_be_met_is_a_row(tiny, tmp_path, capfd):

@@ -56,7 +56,8 @@ def sweep(
     """Fit `model` into each of `budgets`, measure each on `text`, and write result.json, README.md and curve.svg.
 
     model, calibrate, seed, recipe: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove` does;
-    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too. proofs:
+    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too;
+    those that an earlier sweep was asked to keep stay in any case. proofs:
     records of `sprat.prove` on that text with those settings: a file that one is of is not measured again. Returns
     what result.json holds. Each budget is written as soon as it is known, and one that is there already is not fitted
     again; a budget that cannot be met is a row that says so.
@@ -100,7 +101,9 @@ def sweep(
     if text is not None:
         _measure(result, folder, model, text, proven, progress)
     for row in result["rows"]:
-        if not keep and "file" in row:
+        if keep and "file" in row:
+            row["kept"] = True  # by a later sweep without `keep` too
+        elif "file" in row and not row.get("kept"):
             (folder / row.pop("file")).unlink(missing_ok=True)
     result["knee"] = quality.knee(
         [(row["bytes"], quality.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]

@@ -235,7 +235,7 @@ def _show(proof: Proof) -> None:
     of = f", of {s['documents']} documents," if s["documents"] > 1 else ""
     console.print(
         f"{s['scored_tokens']:,} tokens scored in {s['contexts']} contexts of {s['context']}{of} "
-        f"from {proof.text['path']}, {s['dtype']}, {proof.seconds:.0f} s",
+        f"from {proof.text['path']}, {s['dtype']}, {proof.seconds:.0f} s; intervals are over this text alone",
         markup=False,
         soft_wrap=True,
     )

@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="leave the .sprat files in DIR too, until a sweep into DIR without --keep",
+        help="leave the .sprat files in DIR too (those of an earlier --keep stay in any case)",
     )
     parser.add_argument("--json", action="store_true", help="print result.json instead of a table")
     add_evaluation(parser)

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sprat.coding.tensors import Dense, Entry, Stored
+from sprat.errors import RecipeError
 from sprat.methods.metric import Metric, Rows, floored
 from sprat.recipe import Recipe
 from sprat.sense.cache import Cache
@@ -183,7 +185,13 @@ class Targets:
             if name not in rounded:
                 array = parameter.detach().float().numpy().copy()
                 rows = array.shape[0] if array.ndim else 1
-                out[name] = Entry((name,), (rows,), Dense(array, self.recipe.dense_type))
+                stored = Dense(array, self.recipe.dense_type)
+                if not np.isfinite(stored.dense()).all():
+                    raise RecipeError(
+                        f"{name} has values up to {np.abs(array).max():.6g}, which {stored.dtype} cannot hold: the "
+                        'recipe\'s `dense_type` must be "bf16" or "f32" here'
+                    )
+                out[name] = Entry((name,), (rows,), stored)
         for name, buffer in model.named_buffers():
             if name in saved:  # in full precision, as a router's bias is, whose differences decide
                 out[name] = Entry((name,), (len(buffer),), Dense(buffer.float().numpy().copy(), "f32"))

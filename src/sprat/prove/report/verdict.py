@@ -131,7 +131,7 @@ def _divergence(result: Result) -> Sentence:
         where += [f" of {text}"]
     compared = [f for name in _COMPARED if (f := result.figure(f"metrics.{name}", COUNT))]
     if any(figure.interval for figure in compared):
-        return [*where, f"; intervals are {100 * level(result):g} %."]
+        return [*where, f"; intervals are {100 * level(result):g} %, over this text alone."]
     return [*where, "; no intervals: the text is too short for them." if compared else "."]
 
 
