@@ -1,8 +1,9 @@
 """What a fit's KL owes to the luck of its calibration text: one budget, texts that the model wrote with other seeds.
 
-A row is a fit, without healing unless it asks for it, whose settings are `seed` (of the text) and fields of the recipe, such as `context`
-(tokens a sequence) and `tokens`; its KL is measured on two texts of other kinds. A row is written down at once; the
-same command goes on where it was cut off.
+A row is a fit, without healing unless it asks for it, whose settings are `seed` (of the text) and fields of the
+recipe, such as `context` (tokens a sequence) and `tokens`; its KL is measured on two texts of other kinds, and on one
+that the model wrote with a seed that no row has. A row is written down at once; the same command goes on where it was
+cut off.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import sprat
@@ -28,19 +30,24 @@ from sprat.errors import SpratError
 from sprat.folders import write_whole
 from sprat.progress import Progress
 from sprat.prove.environment import machine, versions
+from sprat.prove.text import Contexts
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
 from sprat.source.load import Source, load
+from sprat.source.selftext import write
 
 SCHEMA = "sprat.luck/1"
-#: What rows are measured on: texts of bench.texts, neither of which any row is calibrated on.
-MEASURED = ("evaluation", "other")
+#: What rows are measured on: texts of bench.texts, which no row is calibrated on, and what the model writes.
+FOREIGN, OWN = ("evaluation", "other"), "own"
+#: The seed of that.
+OWN_SEED = 1_000_003
 #: Tokens of a context that is scored.
 LENGTH = 512
 EXAMPLES = """\
 examples:
   python -m bench.luck --rows seed=0 seed=1 seed=2
-  python -m bench.luck --rows seed=0 seed=0,context=256 seed=1 seed=1,context=256
+  python -m bench.luck --rows seed=0 seed=0,context=512,held_out=4 seed=1 seed=1,context=512,held_out=4
+  python -m bench.luck --budget 40MB --rows seed=0,heal=64 seed=1,heal=64
   python -m bench.luck --only-report
 """
 
@@ -102,7 +109,9 @@ def _settings(row: str) -> tuple[int, Recipe]:
 
 def _judges(source: Source, folder: Path, count: int, progress: Progress) -> dict[str, Judge]:
     paths = texts.write(folder / "texts")
-    found = {name: contexts(source, paths[name], count, LENGTH) for name in MEASURED}
+    found = {name: contexts(source, paths[name], count, LENGTH) for name in FOREIGN}
+    own = write(source, count, LENGTH, seed=OWN_SEED, progress=progress).numpy()
+    found[OWN] = Contexts(own, np.ones(count), LENGTH // 2)
     return {name: Judge(source.model, cut, 0, progress) for name, cut in found.items()}
 
 
@@ -110,24 +119,31 @@ def page(record: Record) -> str:
     """README.md: every row beside the first one."""
     rows, about = record.rows, record.data["settings"]
     first = next(iter(rows), "")
-    head = ["text", "held out", *(f"KL, {name}" for name in MEASURED), *(f"× {first}, {n}" for n in MEASURED)]
-    lines = [[name, f"{row['held_out_kl']:.4f}", *_figures(row, rows[first])] for name, row in rows.items()]
+    # Rows of the first record have no text of the model's own.
+    names = [name for name in (*FOREIGN, OWN) if all(name in row for row in rows.values())]
+    head = ["text", "held out", *(f"KL, {name}" for name in names), *(f"× {first}, {n}" for n in names)]
+    lines = [
+        [row, f"{rows[row]['held_out_kl']:.4f}", *_figures(rows[row], rows[first], names)] for row in rows
+    ]
     remarks = record.path.parent / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""
     calls = "\n".join(f"    {c}" for c in dict.fromkeys(run["command"] for run in record.data["commands"]))
     intro = (
-        f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, not healed where the row does not "
-        "say `heal`, calibrated on text that it wrote itself: with which seed, and what else differs from the recipe. KL in nats a token "
-        f"on {about['contexts']} contexts of {LENGTH} tokens of State of the Union speeches (evaluation) and as many "
-        "of the documentation of Python (other), the second half of each, float32; 95 % intervals over contexts, those "
-        "of the ratios paired. Held out: on contexts of the fit's own text."
+        f"# The luck of the calibration text\n\n{about['model']} at {about['budget']}, not healed where the row does "
+        "not say `heal`, calibrated on text that it wrote itself: with which seed, and what else differs from the "
+        f"recipe. KL in nats a token on {about['contexts']} contexts of {LENGTH} tokens of State of the Union speeches "
+        "(evaluation) and as many of the documentation of Python (other), "
+        + "and as many that the model wrote with another seed (own), "
+        * (OWN in names)
+        + "the second half of each, float32; 95 % intervals over contexts, those of the ratios paired. Held out: on "
+        "contexts of the fit's own text."
     )
     return "\n\n".join(filter(None, [intro, table(head, lines), said, f"## How\n\n{calls}"])) + "\n"
 
 
-def _figures(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    own = [interval(row[name]["kl"], 4) for name in MEASURED]
-    beside = [ratio(row[name]["kl_by_context"], base[name]["kl_by_context"]) for name in MEASURED]
+def _figures(row: dict[str, Any], base: dict[str, Any], names: Sequence[str]) -> list[str]:
+    own = [interval(row[name]["kl"], 4) for name in names]
+    beside = [ratio(row[name]["kl_by_context"], base[name]["kl_by_context"]) for name in names]
     return own + [interval(found, 3) if row is not base else "1" for found in beside]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 LEVEL = "water level"
 #: Contexts that a healed row learns from, and the least tokens of the text that they are taken of.
 HEAL_CONTEXTS, HEAL_TOKENS = 128, 65536
+#: Of every fit: the default when the record was begun, so that rows that join it stand beside the others.
+CALIBRATION = {"context": 512, "held_out": 4}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def file_of(name: str) -> str:
 
 def _bare(name: str, budget: str, published: str = "", **recipe: Any) -> Row:
     """Without healing."""
-    return Row(name, budget, {"heal": 0} | recipe, published)
+    return Row(name, budget, {"heal": 0} | CALIBRATION | recipe, published)
 
 
 def _healed(

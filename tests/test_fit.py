@@ -320,7 +320,7 @@ def test_texts_that_cannot_serve(refused, tiny, tmp_path):
     assert f"there is no calibration text {text}" in refused(*argv)
     text.write_text("the cat sat")
     said = refused(*argv)
-    assert f"the calibration text is too short: 3 tokens in {text}, at least 2368 are needed" in said
+    assert f"the calibration text is too short: 3 tokens in {text}, at least 2624 are needed" in said
     assert "'self'" in said
     text.write_bytes(b"caf\xe9 " * 5000)
     assert f"{text} is not UTF-8 text (byte 3" in refused(*argv)

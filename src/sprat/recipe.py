@@ -24,11 +24,11 @@ class Recipe:
     sparsity: str = ""
     """Zeros forced in the layers' maps: "0.5", at least that share of each; "2:4", at most 2 non-zeros of every 4
     consecutive inputs, any N:M; "" none."""
-    context: int = 512
+    context: int = 256
     """Tokens in a calibration context."""
     tokens: int = 0
     """Calibration tokens; 0 chooses by the widest input (8 x, at least 16,384, at most 65,536)."""
-    held_out: int = 4
+    held_out: int = 8
     """Contexts kept back from the statistics, to check predicted against real damage."""
     shrinkage: float = 3.0
     """Strength of the shrinkage of H towards its diagonal (sense/shrink.py)."""
@@ -60,7 +60,7 @@ class Recipe:
     """Tokens for that correction."""
     sequential_strength: float = 1.0
     """Share of the least-squares correction that is applied."""
-    heal: int = 32
+    heal: int = 64
     """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
     heal_minutes: float = 0.0
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""

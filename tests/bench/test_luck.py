@@ -16,7 +16,7 @@ def call(tiny, tmp_path, monkeypatch):
     """call(rows...) -> exit status; the record is tmp_path / "record"."""
     monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(luck, "LENGTH", 64)
-    monkeypatch.setattr(luck.texts, "write", lambda _: dict.fromkeys(luck.MEASURED, tiny.text))
+    monkeypatch.setattr(luck.texts, "write", lambda _: dict.fromkeys(luck.FOREIGN, tiny.text))
 
     def run(*rows: str) -> int:
         words = [str(tiny.folder), "--record", str(tmp_path / "record"), "--budget", "50%", "--contexts", "4"]
@@ -31,9 +31,11 @@ def test_rows_beside_the_first_and_none_measured_again(call, tmp_path, monkeypat
     assert list(found["rows"]) == list(ROWS)
     first, second = (found["rows"][row] for row in ROWS)
     assert 0 < first["evaluation"]["kl"]["value"] != second["evaluation"]["kl"]["value"] > 0
-    ratio = second["other"]["kl"]["value"] / first["other"]["kl"]["value"]
     page = (tmp_path / "record" / "README.md").read_text()
-    assert f"{ratio:.3f} (" in page and f"{first['held_out_kl']:.4f}" in page
+    for text in (*luck.FOREIGN, luck.OWN):
+        ratio = second[text]["kl"]["value"] / first[text]["kl"]["value"]
+        assert f"{ratio:.3f} (" in page and f"× {ROWS[0]}, {text}" in page
+    assert f"{first['held_out_kl']:.4f}" in page
     monkeypatch.setattr("sprat.fit", lambda *_, **__: pytest.fail("measured again"))
     assert call(*ROWS) == 0
 

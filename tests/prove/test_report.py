@@ -235,9 +235,9 @@ def test_details():
     full = " ".join(verdict.plain(s) for s in verdict.details(Result(proofs.full())))
     assert full == (
         "Its KL to SmolLM2-135M is 0.1341 nats a token (0.1276 to 0.1416), on 10,200 tokens in 40 contexts of "
-        "held-out.txt; intervals are 95 %, over this text alone. Accuracy changed on 2 of 4 tasks: lambada_openai −6.1 points, arc_easy "
-        "−3.3 points; no change could be shown on the others. Calibrated on text that the model wrote itself; "
-        "none of it was found in this text."
+        "held-out.txt; intervals are 95 %, over this text alone. Accuracy changed on 2 of 4 tasks: "
+        "lambada_openai −6.1 points, arc_easy −3.3 points; no change could be shown on the others. "
+        "Calibrated on text that the model wrote itself; none of it was found in this text."
     )
     nulls = " ".join(verdict.plain(s) for s in verdict.details(Result(proofs.nulls())))
     assert "no intervals: the text is too short" in nulls

@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="heal_minutes",
         type=minutes,
         metavar="MINUTES",
-        help="train the result towards the model for so long (default: on 32 contexts)",
+        help="train the result towards the model for so long (default: on 64 contexts)",
     )
     parser.add_argument(
         "--deep",

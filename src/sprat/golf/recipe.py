@@ -165,8 +165,10 @@ class Recipe:
 
     def fit_recipe(self) -> fits.Recipe:
         """How the trained model is rounded: contexts no longer than it knows, and its own [fit] on top."""
-        own = {} if self.weights == "real" else {"method": "kept"}
-        return fits.Recipe.from_dict({"context": min(256, self.context), **own, **self.fit})
+        # held_out and heal are what the records were measured with; a fit's own defaults have moved since.
+        own = {"context": min(256, self.context), "held_out": 4, "heal": 32}
+        kept = {} if self.weights == "real" else {"method": "kept"}
+        return fits.Recipe.from_dict({**own, **kept, **self.fit})
 
     @property
     def step_tokens(self) -> int:
