@@ -101,7 +101,7 @@ def write(record: Path, others: Sequence[Path]) -> None:
         raise SpratError(f"{record} holds no proofs")
     for folder, said in proofs.items():
         known = peers.read([*others, *(path for path in proofs if path != folder)])
-        points = known.points(said["against"]["hash"], said["text"]["sha256"])
+        points = known.points(said["against"]["hash"], said["text"]["sha256"], said["settings"]["context"])
         said["peers"] = [_named(point, proofs) for point in points]
         write_whole(folder / RESULT, json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         report.write(said, folder)

@@ -16,7 +16,7 @@ RECORDS = {
     "quality": {
         "schema": "sprat.quality/1",
         "original": {"sha256": "model"},
-        "settings": {"contexts": 20, "text_sha256": {"evaluation": "text", "other": "o"}},
+        "settings": {"context": 512, "contexts": 20, "text_sha256": {"evaluation": "text", "other": "o"}},
         "rows": {
             "a": POINT | {"section": "peers", "label": "GPTQ 4 bits"},
             "b": POINT | {"section": "sprat", "label": "sprat 50MB"},
@@ -26,14 +26,14 @@ RECORDS = {
     "engines": {
         "schema": "sprat.engine-peers/1",
         "original": {"sha256": "model"},
-        "settings": {"contexts": 16, "text_sha256": "text"},
+        "settings": {"context": 512, "contexts": 16, "text_sha256": "text"},
         "rows": {"Q4_0": POINT | {"engine": "llama.cpp"}, "x.sprat": POINT | {"engine": "sprat"}},
     },
     "comparison": {
         "schema": "sprat.comparison/1",
         "against": {"hash": "model"},
         "text": {"sha256": "text"},
-        "settings": {"contexts": 8},
+        "settings": {"context": 512, "contexts": 8},
         "rows": [
             {"name": "b.gguf", "bytes": 70, "metrics": {"kl": KL}},
             {"name": "other tokens", "bytes": 70, "metrics": {"kl": None}},
@@ -44,7 +44,7 @@ RECORDS = {
         "file": {"path": "somewhere/a.sprat", "bytes": 70},
         "against": {"hash": "model"},
         "text": {"sha256": "text"},
-        "settings": {"contexts": 40},
+        "settings": {"context": 512, "contexts": 40},
         "metrics": {"kl": KL},
     },
 }
@@ -68,11 +68,13 @@ def test_every_kind_of_record_gives_its_files_that_are_peers(tmp_path, kind):
     name, contexts = NAMES[kind]
     for path in (folder, folder / "result.json"):
         expected = {"name": name, "bytes": 70, "kl": KL, "contexts": contexts, "record": path.as_posix()}
-        assert peers.read([path]).points("model", "text") == [expected]
+        assert peers.read([path]).points("model", "text", 512) == [expected]
     with pytest.raises(ProofError, match=r"its model is another \(hash model…, this proof's mine…\)"):
-        peers.read([folder]).points("mine", "text")
+        peers.read([folder]).points("mine", "text", 512)
     with pytest.raises(ProofError, match="its text is another"):
-        peers.read([folder]).points("model", "mine")
+        peers.read([folder]).points("model", "mine", 512)
+    with pytest.raises(ProofError, match="its contexts are of 512 tokens, this proof's of 256"):
+        peers.read([folder]).points("model", "text", 256)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Peers: other files of the same model, measured on the same text, read from records.
 
-A KL says nothing beside one of another model or text, so a record whose hashes are not the proof's is refused.
+A KL says nothing beside one of another model or text, nor beside one of longer contexts, which are easier to
+foresee: a record that is not of the proof's is refused.
 """
 
 from __future__ import annotations
@@ -13,8 +14,19 @@ from typing import Any
 
 from sprat.errors import ProofError
 
-#: What a record says: (hash of the model, SHA-256 of the text, contexts read, [(name, bytes, estimate of KL)])
-Said = tuple[str, str, int, list[tuple[str, int, dict[str, Any]]]]
+#: A file: (name, bytes, estimate of KL).
+Point = tuple[str, int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a record says. model: its hash; text: its SHA-256; context: tokens; contexts: how many were read."""
+
+    model: str
+    text: str
+    context: int
+    contexts: int
+    points: list[Point]
 
 
 @dataclass(frozen=True)
@@ -23,23 +35,30 @@ class Records:
 
     said: tuple[tuple[str, Said], ...]
 
-    def points(self, model: str, text: str) -> list[dict[str, Any]]:
-        """[{name, bytes, kl, contexts, record}] of a proof's `peers`. model: its hash; text: its SHA-256.
+    def points(self, model: str, text: str, context: int) -> list[dict[str, Any]]:
+        """[{name, bytes, kl, contexts, record}] of a proof's `peers`. model: hash; text: SHA-256; context: tokens.
 
-        Raises `ProofError` where a record is of another model or text.
+        Raises `ProofError` where a record is of another of these.
         """
-        for path, (other, on, _, _) in self.said:
-            for what, theirs, mine in (("model", other, model), ("text", on, text)):
+        for path, found in self.said:
+            for what, theirs, mine in (
+                ("model is another", found.model, model),
+                ("text is another", found.text, text),
+            ):
                 if theirs != mine:
-                    raise ProofError(
-                        f"{path} cannot stand beside this proof: its {what} is another (hash {theirs[:12]}…, this "
-                        f"proof's {mine[:12]}…); `sprat compare` measures files on one text"
-                    )
+                    self._refuse(path, f"{what} (hash {theirs[:12]}…, this proof's {mine[:12]}…)")
+            if found.context != context:
+                self._refuse(path, f"contexts are of {found.context} tokens, this proof's of {context}")
         return [
-            {"name": name, "bytes": size, "kl": kl, "contexts": contexts, "record": path}
-            for path, (_, _, contexts, points) in self.said
-            for name, size, kl in points
+            {"name": name, "bytes": size, "kl": kl, "contexts": found.contexts, "record": path}
+            for path, found in self.said
+            for name, size, kl in found.points
         ]
+
+    def _refuse(self, path: str, why: str) -> None:
+        raise ProofError(
+            f"{path} cannot stand beside this proof: its {why}; `sprat compare` measures files on one text"
+        )
 
 
 def read(records: Sequence[str | Path]) -> Records:
@@ -70,29 +89,31 @@ def _quality(said: dict[str, Any]) -> Said:
     """bench.quality: its rows of other methods."""
     rows = (row for row in said["rows"].values() if row["section"] == "peers" and "failed" not in row)
     points = [(row["label"], row["bytes"], row["kl"]) for row in rows]
-    settings = said["settings"]
-    return said["original"]["sha256"], settings["text_sha256"]["evaluation"], settings["contexts"], points
+    return _said(said["original"]["sha256"], said["settings"]["text_sha256"]["evaluation"], said, points)
 
 
 def _engines(said: dict[str, Any]) -> Said:
     """bench.llamacpp: llama.cpp's files."""
     rows = ((name, row) for name, row in said["rows"].items() if row["engine"] != "sprat")
     points = [(f"{row['engine']} {name}", row["bytes"], row["kl"]) for name, row in rows]
-    settings = said["settings"]
-    return said["original"]["sha256"], settings["text_sha256"], settings["contexts"], points
+    return _said(said["original"]["sha256"], said["settings"]["text_sha256"], said, points)
 
 
 def _comparison(said: dict[str, Any]) -> Said:
     """sprat compare: every file that has a KL."""
     rows = (row for row in said["rows"] if row["metrics"].get("kl") is not None)
     points = [(row["name"], row["bytes"], row["metrics"]["kl"]) for row in rows]
-    return said["against"]["hash"], said["text"]["sha256"], said["settings"]["contexts"], points
+    return _said(said["against"]["hash"], said["text"]["sha256"], said, points)
 
 
 def _proof(said: dict[str, Any]) -> Said:
     """sprat prove: its one file."""
     points = [(PurePath(said["file"]["path"]).name, said["file"]["bytes"], said["metrics"]["kl"])]
-    return said["against"]["hash"], said["text"]["sha256"], said["settings"]["contexts"], points
+    return _said(said["against"]["hash"], said["text"]["sha256"], said, points)
+
+
+def _said(model: str, text: str, said: dict[str, Any], points: list[Point]) -> Said:
+    return Said(model, text, said["settings"]["context"], said["settings"]["contexts"], points)
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], Said]] = {

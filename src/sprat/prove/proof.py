@@ -117,7 +117,7 @@ def prove(
     sides = _opened(file, against, names, settings, loaded, progress)
     artifact, source = sides.artifact, sides.source
     read = texts.described(sides.sample)
-    points = records.points(source.hash, read["sha256"])
+    points = records.points(source.hash, read["sha256"], context)
     found = _measured(sides, settings, progress)
     answers = None
     if settings.tasks:
