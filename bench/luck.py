@@ -82,7 +82,8 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
     if not todo:
         return
     wanted = {row: _settings(row) for row in todo}
-    words = ["python", "-m", "bench.luck", "--budget", options.budget, "--rows", *options.rows]
+    words = ["python", "-m", "bench.luck", options.model, "--budget", options.budget]
+    words += ["--contexts", str(options.contexts), "--rows", *options.rows]
     record.begin(shlex.join(words), versions(), machine())
     with tempfile.TemporaryDirectory() as folder, bars() as progress:
         source = load(options.model, dtype=torch.float32)
