@@ -69,7 +69,8 @@ def test_what_a_pace_counted_stands_apart_from_what_the_clock_did(tmp_path):
 def test_pages_hold_every_result_and_a_picture(folder, capsys):
     assert main(["golf", "leaderboard", str(folder), "-o", str(folder / "page.md")]) == 0
     out = capsys.readouterr().out
-    assert "1.4500 ± 0.0707" in out and "…" not in out and max(map(len, out.splitlines())) <= 80
+    tables = [line for line in out.splitlines() if str(folder) not in line]  # a path is as long as it is
+    assert "1.4500 ± 0.0707" in out and "…" not in out and max(map(len, tables)) <= 80
     text = (folder / "page.md").read_text()
     assert text.count("\n## ") == 4 and "| 2 | a/dense | 2 |" in text and "(page.svg)" in text
     picture = ET.fromstring((folder / "page.svg").read_text())
