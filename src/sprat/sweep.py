@@ -56,11 +56,11 @@ def sweep(
     """Fit `model` into each of `budgets`, measure each on `text`, and write result.json, README.md and curve.svg.
 
     model, calibrate, seed, recipe: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove` does;
-    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too;
-    those that an earlier sweep was asked to keep stay in any case. proofs:
-    records of `sprat.prove` on that text with those settings: a file that one is of is not measured again. Returns
-    what result.json holds. Each budget is written as soon as it is known, and one that is there already is not fitted
-    again; a budget that cannot be met is a row that says so.
+    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too; those that
+    an earlier sweep was asked to keep stay in any case. proofs: records of `sprat.prove` on that text with those
+    settings: a file that one is of is not measured again. Returns what result.json holds. Each budget is written as
+    soon as it is known, and one that is there already is not fitted again; a budget that cannot be met is a row that
+    says so.
 
     Raises SpratError where `folder` holds a sweep of something else.
     """
@@ -100,11 +100,13 @@ def sweep(
         del job  # the measurements need its memory
     if text is not None:
         _measure(result, folder, model, text, proven, progress)
-    for row in result["rows"]:
-        if keep and "file" in row:
-            row["kept"] = True  # by a later sweep without `keep` too
-        elif "file" in row and not row.get("kept"):
-            (folder / row.pop("file")).unlink(missing_ok=True)
+    swept.leave(folder, result["rows"], keep)
+    _tell(result, folder)
+    return result
+
+
+def _tell(result: dict[str, Any], folder: Path) -> None:
+    """result.json with its knee, and where a budget was met the picture and the page."""
     result["knee"] = quality.knee(
         [(row["bytes"], quality.kl_of(row)[0]) for row in result["rows"] if "bytes" in row]
     )
@@ -113,7 +115,6 @@ def sweep(
     if any("bytes" in row for row in result["rows"]):
         write_whole(folder / "curve.svg", quality.chart(result).svg())
         write_whole(folder / "README.md", quality.readme(result))
-    return result
 
 
 def _refuse(recipe: Recipe, text: str | Path | None) -> None:

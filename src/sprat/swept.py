@@ -56,6 +56,15 @@ def lost(folder: Path, row: dict[str, Any] | None, text: str | Path | None) -> b
     return unmeasured and not ("file" in row and (folder / row["file"]).is_file())
 
 
+def leave(folder: Path, rows: list[dict[str, Any]], keep: bool) -> None:
+    """Of the rows' files those that this sweep, or an earlier one into `folder`, was asked to keep."""
+    for row in rows:
+        if "file" in row and keep:
+            row["kept"] = True
+        elif "file" in row and not row.get("kept"):
+            (folder / row.pop("file")).unlink(missing_ok=True)
+
+
 def command(
     model: str,
     budgets: list[Budget],

@@ -19,11 +19,11 @@ from sprat.cli.arguments import (
     minutes,
 )
 from sprat.errors import BudgetError, RecipeError
+from sprat.recipe import Recipe
 from sprat.sizes import format_bytes
 
 if TYPE_CHECKING:
     from sprat.fit import FitResult
-    from sprat.recipe import Recipe
 
 SUMMARY = "Fit a model into a byte budget and write it as one .sprat file."
 EXAMPLES = """  sprat fit smollm2-135m --budget 50MB -o smol.sprat
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="heal_minutes",
         type=minutes,
         metavar="MINUTES",
-        help="train the result towards the model for so long (default: on 64 contexts)",
+        help=f"train the result towards the model for so long (default: on {Recipe.heal} contexts)",
     )
     parser.add_argument(
         "--deep",
@@ -128,7 +128,6 @@ def execute(arguments: argparse.Namespace) -> None:
 def _more(result: FitResult, recipe: Recipe | None) -> list[str]:
     """What would help a file that lost much and was not asked for."""
     from sprat.level.planner import AUTO
-    from sprat.recipe import Recipe
 
     recipe = recipe or Recipe()
     ways = ["--method auto, which may remove layers"] * (recipe.method != AUTO)

@@ -188,8 +188,8 @@ class Targets:
                 stored = Dense(array, self.recipe.dense_type)
                 if not np.isfinite(stored.dense()).all():
                     raise RecipeError(
-                        f"{name} has values up to {np.abs(array).max():.6g}, which {stored.dtype} cannot hold: the "
-                        'recipe\'s `dense_type` must be "bf16" or "f32" here'
+                        f"{name} has values up to {np.abs(array).max():.6g}, which {stored.dtype} cannot hold: f32 can "
+                        "(the recipe's `dense_type`: --set dense_type=f32)"
                     )
                 out[name] = Entry((name,), (rows,), stored)
         for name, buffer in model.named_buffers():

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 from sprat.errors import ProofError
 
@@ -46,19 +46,20 @@ class Records:
                 ("text is another", found.text, text),
             ):
                 if theirs != mine:
-                    self._refuse(path, f"{what} (hash {theirs[:12]}…, this proof's {mine[:12]}…)")
+                    _refuse(path, f"{what} (hash {theirs[:12]}…, this proof's {mine[:12]}…)")
             if found.context != context:
-                self._refuse(path, f"contexts are of {found.context} tokens, this proof's of {context}")
+                _refuse(path, f"contexts are of {found.context} tokens, this proof's of {context}")
         return [
             {"name": name, "bytes": size, "kl": kl, "contexts": found.contexts, "record": path}
             for path, found in self.said
             for name, size, kl in found.points
         ]
 
-    def _refuse(self, path: str, why: str) -> None:
-        raise ProofError(
-            f"{path} cannot stand beside this proof: its {why}; `sprat compare` measures files on one text"
-        )
+
+def _refuse(path: str, why: str) -> NoReturn:
+    raise ProofError(
+        f"{path} cannot stand beside this proof: its {why}; `sprat compare` measures files on one text"
+    )
 
 
 def read(records: Sequence[str | Path]) -> Records:

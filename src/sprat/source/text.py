@@ -43,7 +43,7 @@ def calibration_ids(
     source: Source,
     spec: str | Path | Sequence[str | Path],
     tokens: int,
-    context: int = 256,
+    context: int,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Calibration:
