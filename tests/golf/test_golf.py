@@ -19,7 +19,7 @@ from small import RECIPE, documents, recipe, write
 import sprat
 from sprat.cli.main import main
 from sprat.errors import BudgetError, SourceError, SpratError
-from sprat.golf import corpus, finish, words
+from sprat.golf import checkpoints, corpus, finish, words
 from sprat.golf import golf as golfs
 from sprat.golf.batches import Batches
 from sprat.golf.golf import golf
@@ -120,7 +120,7 @@ def test_little_text_is_enough_or_refused(tmp_path):
 
 def test_a_golf_that_was_stopped_resumes_to_the_same_file_and_no_other_does(played, tmp_path, monkeypatch):
     folder, files, result = played
-    monkeypatch.setattr(golfs, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
 
     class Killed(Exception):
         pass
@@ -145,7 +145,7 @@ def test_what_a_training_depends_on_is_its_checkpoints_key(played, tmp_path, mon
     def key(seed=0, given=files, cap="28kB", kind="tokens", amount=10_000_000, pace=0.0, **settings):
         taught = recipe(teacher=str(tmp_path / "t.sprat"), **settings)
         game = golfs.prepare(taught, given, cap, Length(kind, amount, pace))
-        return golfs._checkpoint(game, tmp_path / "g.sprat", seed).key
+        return checkpoints.of(game, tmp_path / "g.sprat", seed).key
 
     base = key()
     assert base == key() == key(given=None, text=[str(file) for file in files])
@@ -182,9 +182,9 @@ def test_a_golf_that_is_killed_resumes_to_the_same_file(played, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(RECIPE))
     script = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
-        "from sprat.golf import golf as g\n"
+        "from sprat.golf import checkpoints, golf as g\n"
         "from sprat.golf.recipe import Recipe; from sprat.golf.schedule import Length\n"
-        "g.EVERY = 0.0\n"
+        "checkpoints.EVERY = 0.0\n"
         "recipe = Recipe.from_dict(json.load(open(sys.argv[1])))\n"
         f"g.golf(recipe, sys.argv[3:], '28kB', Length('tokens', {STEPS.amount}), sys.argv[2], resume=True)\n"
     )

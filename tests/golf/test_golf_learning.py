@@ -14,8 +14,7 @@ from test_model import random_model
 
 import sprat
 from sprat.errors import RecipeError, SourceError, SpratError
-from sprat.golf import corpus, prune, teacher, words
-from sprat.golf import golf as golfs
+from sprat.golf import checkpoints, corpus, prune, teacher, words
 from sprat.golf.batches import Batches
 from sprat.golf.curriculum import MASS, Curriculum, bigram
 from sprat.golf.golf import golf
@@ -240,7 +239,7 @@ def test_a_teacher_that_is_trained_first_takes_its_share_and_resumes(tmp_path, m
     (row,) = golf(own, files, "28kB", length, tmp_path / "t.sprat")["runs"]
     assert row["teacher"]["tokens"] == 256 * 10 and row["tokens"] == 256 * 30
     assert row["teacher"]["parameters"] > row["parameters"]
-    monkeypatch.setattr(golfs, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     (tmp_path / "again").mkdir()
     for share in (0.5, 0.9):
 

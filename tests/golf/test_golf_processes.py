@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small import documents, recipe
+from small import documents, recipe, write
 
 from several import run
+from sprat.errors import SpratError
+from sprat.golf import checkpoints, words
 from sprat.golf import golf as golfs
-from sprat.golf import words
 from sprat.golf.batches import Batches
+from sprat.golf.golf import golf
+from sprat.golf.loop import Point
 from sprat.golf.loop import run as finish
 from sprat.golf.schedule import Length
 from sprat.golf.training import Training
 from sprat.training import processes
 
 TOKENS = 256 * 2 * 30
+
+
+class Killed(Exception):
+    pass
 
 
 def trained(batch: int) -> tuple[Training, list[float]]:
@@ -49,6 +59,55 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         # The order in which floats are added differs, and Muon makes much of a little.
         apart = (two["model"][name] - weight).norm() / weight.norm()
         assert float(apart) < 0.01, (name, float(apart))
+
+
+def killed_and_resumed(folder: Path, files: list[Path]) -> None:
+    """Each writes into a folder of its own, as on machines of their own; both are killed behind a checkpoint."""
+    torch.set_num_threads(1)
+    checkpoints.EVERY = 0.0
+    with processes.joined():
+        own, length = folder / f"{processes.rank()}", Length("tokens", TOKENS)
+        for place in ("whole", "again"):
+            (own / place).mkdir(parents=True)
+
+        def play(place: str, resume: bool = False, **watched: Any) -> dict[str, Any]:
+            return golf(recipe(), files, "28kB", length, own / place / "g.sprat", resume=resume, **watched)
+
+        def die(point: Point, _: float) -> None:
+            if point.share > 0.5:
+                raise Killed
+
+        with suppress(Killed):
+            play("again", watch=die)
+        play("again", resume=True)
+        play("whole")
+
+
+def test_processes_of_two_machines_go_on_from_the_firsts_checkpoint_to_the_same_file(tmp_path):
+    for process in run(killed_and_resumed, tmp_path, write(tmp_path, documents())):
+        assert process.status == 0, process.err
+    whole, again = tmp_path / "0" / "whole", tmp_path / "0" / "again"
+    assert (again / "g.sprat").read_bytes() == (whole / "g.sprat").read_bytes()
+    points = [json.loads((place / "g.json").read_text())["runs"][0]["points"] for place in (whole, again)]
+    assert [point["loss"] for point in points[0]] == [point["loss"] for point in points[1]]
+    assert not [*(tmp_path / "1").glob("*/*")] and not (again / "g.sprat.checkpoint").exists()
+
+
+def of_another_text(folder: Path, files: list[Path]) -> None:
+    with processes.joined():
+        with pytest.raises(SpratError) as refused:
+            own = files[processes.rank() :]
+            golf(recipe(), own, "28kB", Length("tokens", TOKENS), folder / "g.sprat")
+        (folder / f"{processes.rank()}.txt").write_text(str(refused.value))
+
+
+def test_a_process_that_reads_another_text_is_refused(tmp_path):
+    for process in run(of_another_text, tmp_path, write(tmp_path, documents())):
+        assert process.status == 0, process.err
+    assert (
+        "process 1 trains something else than the first one: its text is" in (tmp_path / "1.txt").read_text()
+    )
+    assert "another process of this training ended" in (tmp_path / "0.txt").read_text()
 
 
 def by_the_clock(folder: Path, kind: str) -> None:

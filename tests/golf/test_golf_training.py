@@ -70,8 +70,24 @@ def test_training_learns():
     assert points[0].loss > 5 and points[-1].loss < 2.5
 
 
+def test_bf16_computes_what_float32_does_within_its_own_rounding():
+    """Weights stay in float32; products are bf16, of 8 bits."""
+    exact, short = training(precision="float32"), training(precision="bf16")
+    assert short.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in short.model.parameters())
+    losses = [(exact.advance(), short.advance()) for _ in range(10)]
+    assert losses[0][0] != losses[0][1]
+    for wide, narrow in losses:
+        assert narrow == pytest.approx(wide, abs=0.03)
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema": 0.9, "accumulate": 2, "batch": 2, "noise": 0.5, "weight_decay": 0.1}]
+    "settings",
+    [
+        {},
+        {"ema": 0.9, "accumulate": 2, "batch": 2, "noise": 0.5, "weight_decay": 0.1},
+        {"precision": "bf16", "rate_term": 0.6},
+    ],
 )
 def test_a_resumed_training_ends_in_the_same_bits(tmp_path, settings):
     torch.set_num_threads(1)

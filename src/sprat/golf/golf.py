@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sprat.errors import BudgetError, SpratError
 from sprat.folders import refuse_target, write_whole
-from sprat.golf import corpus, finish, words
+from sprat.golf import checkpoints, corpus, finish, words
 from sprat.golf import teacher as teachers
 from sprat.golf.batches import Batches
 from sprat.golf.corpus import Corpus
@@ -35,10 +35,6 @@ from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget
 from sprat.training import processes
-from sprat.training.checkpoint import Checkpoint
-
-#: Seconds between checkpoints.
-EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,8 @@ def golf(
     game = prepare(recipe, text, cap, length, validation)
     runs: list[dict[str, Any]] = []
     found = result(game, runs)
-    over = finished(game, out) if resume else {}
+    # One that writes nothing, on another machine perhaps, goes on from what the first one has.
+    over = processes.shared(lambda: finished(game, out) if resume else {})
     for number in range(seeds):
         file = out if number == 0 else out.with_name(f"{out.stem}-seed{number}{out.suffix}")
         row = over.get(seed + number) or play(game, file, seed + number, resume, progress, watch)
@@ -125,8 +122,9 @@ def play(
     """One seed of a golf: a row of its result."""
     recipe, given = game.recipe, game.corpus
     torch.manual_seed(seed)
-    checkpoint = _checkpoint(game, out, seed)
-    saved = checkpoint.load() if resume and checkpoint.path.exists() else None
+    checkpoint = checkpoints.of(game, out, seed)
+    checkpoints.refuse_others(checkpoint)
+    saved = checkpoints.saved(checkpoint, resume)
     progress("tokenizer", 0, 1)
     tokenizer = words.learn(given.train, recipe.vocabulary)
     progress("tokenizer", 1, 1)
@@ -151,7 +149,7 @@ def play(
     model = training.result()
     ended = end(model, recipe, tokenizer, game.cap, given, out, seed, progress)
     checkpoint.remove()
-    _teachers(out).unlink(missing_ok=True)
+    checkpoints.teachers(game, out, seed).remove()
     return {
         "seed": seed,
         "file": out.name,
@@ -214,27 +212,6 @@ def _teacher(
         return None, None
     length = replace(game.length, amount=recipe.teach_share * game.length.amount)
     own = _training(recipe.teacher_recipe(), tokenizer.get_vocab_size(), ids, length, seed)
-    checkpoint = replace(_checkpoint(game, out, seed), path=_teachers(out))
-    saved = checkpoint.load() if resume and checkpoint.path.exists() else None
-    run(own, checkpoint, progress, tell, saved)
+    checkpoint = checkpoints.teachers(game, out, seed)
+    run(own, checkpoint, progress, tell, checkpoints.saved(checkpoint, resume))
     return own.result(), own
-
-
-def _teachers(out: Path) -> Path:
-    """The checkpoint of the teacher that is trained for `out`."""
-    return out.with_name(f"{out.name}.teacher.checkpoint")
-
-
-def _checkpoint(game: Golf, out: Path, seed: int) -> Checkpoint:
-    """Beside `out`; what the training depends on is its key, so that no other goes on from it."""
-    key = {
-        "recipe": json.dumps({**game.recipe.to_dict(), "teacher": ""}, sort_keys=True),
-        "teacher": game.teacher or "none",
-        "text": game.corpus.hash,
-        "length": f"{float(game.length.amount)} {game.length.kind}",
-        "pace": f"{game.length.pace} seconds a token",
-        "cap": str(game.cap),
-        "seed": str(seed),
-        "number of processes": str(processes.count()),
-    }
-    return Checkpoint(out.with_name(f"{out.name}.checkpoint"), key, EVERY)
