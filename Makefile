@@ -14,6 +14,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/* csrc/*/*)
 BUDGET ?= 50MB
+# Processes that tests are spread over, a file at a time: what a file's tests share is made once.
+JOBS ?= 2
 SANITIZED := build/sanitized
 # What goes through csrc/: coders and containers (hostile files too), rounding kernels.
 NATIVE_TESTS := tests/coding tests/methods tests/run/test_kernels.py tests/run/test_cache.py tests/run/test_unpacked.py \
@@ -21,7 +23,7 @@ NATIVE_TESTS := tests/coding tests/methods tests/run/test_kernels.py tests/run/t
 
 help:
 	@echo 'make demo    fit a real 135M model into $(BUDGET), look at it, let it write, prove it'
-	@echo 'make test    the test suite (ARGS="…" goes to pytest)'
+	@echo 'make test    the test suite, in $(JOBS) processes (JOBS=N; ARGS="…" goes to pytest)'
 	@echo 'make test-native'
 	@echo '             csrc/ built with AddressSanitizer and UBSan in $(SANITIZED), and the tests that reach it (g++)'
 	@echo 'make lint    ruff and pyright'
@@ -59,7 +61,7 @@ demo: $(VENV)/.built
 	@$(BIN)/python -m sprat.cli.demo demo $(BUDGET)
 
 test: $(VENV)/.built
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The interpreter has no sanitizers, so their libraries are loaded before it; libstdc++ too, that its exceptions are seen.
 # Leaks are not looked for: an interpreter keeps what it has to its end. Reports go past pytest's capture.

@@ -17,7 +17,7 @@ def page(folder: Path) -> str:
         part, *words = name.split("/")
         groups.setdefault((part, "/".join(words[:-1]) or words[0]), []).append(row)
     lines: list[str] = []
-    for part in ("verdict", "hand", "search", "found"):
+    for part in ("verdict", "hand", "depth", "search", "found"):
         own = {name: rows for (p, name), rows in groups.items() if p == part}
         if own:
             lines += [f"## {part}", "", TABLES[part](own), ""]
@@ -98,7 +98,13 @@ def _search_table(own: dict[str, list[dict[str, Any]]]) -> str:
     return table(columns, lines)
 
 
-TABLES = {"verdict": _verdict_table, "hand": _hand_table, "search": _search_table, "found": _hand_table}
+TABLES = {
+    "verdict": _verdict_table,
+    "hand": _hand_table,
+    "depth": _hand_table,
+    "search": _search_table,
+    "found": _hand_table,
+}
 
 
 def _mean(values: list[float]) -> float:

@@ -5,10 +5,12 @@
               paced (bench/pace.py), and (a) and (b) once more on as many tokens as an equation reads in it
     claim     the shape of the claim, written with random numbers, opened and run: what it takes, not what it knows
     hand      hand-written equations at the widest network that the cap holds, scored as the search scores
+    depth     structured equations in the two layers that searches chose, and what those found; equal processor time,
+              paced
     search    searches from random starts, a seed each, and their best candidate trained again with other seeds
 
 Every training is written down as soon as it is over, and the same command goes on where it was cut off. The parts have
-a file each and may run beside each other. All of it takes about 80 minutes of processor time.
+a file each and may run beside each other. All of it takes about 90 minutes of processor time.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length
 from sprat.golf.training import Training
 from sprat.prove.environment import machine, versions
-from sprat.search.candidate import Candidate, network, shape_of
+from sprat.search.candidate import Candidate, Network, network, shape_of
 from sprat.search.instantiate import instantiate
 from sprat.search.search import search
 from sprat.search.trial import Text, loss, room, trial
@@ -75,6 +77,22 @@ HAND = (
     ("scaled(seeded) + lowrank(8)", 3),
     ("hypernetwork(4)", 3),
     ("coordinates(8)", 3),
+)
+#: The best of them in two layers, and what three searches found (records/2026-11-22-equations).
+DEPTH = (
+    ("dense", 2),
+    ("dense", 3),
+    ("lowrank(16)", 2),
+    ("lowrank(16)", 3),
+    ("shared(dense)", 2),
+    ("mixture(2, dense)", 2),
+    ("polynomial(1, dense)", 2),
+    ("toeplitz(4)", 2),
+    ("scaled(seeded) + lowrank(8)", 2),
+    ("kron(4, 8)", 2),
+    ("attention: seeded + lowrank(12); ffn: toeplitz(4); embedding: lowrank(64)", 2),
+    ("attention: shared(scaled(dense), 2); ffn: dense", 2),
+    ("shared(dense, 3); embedding: lowrank(48)", 3),
 )
 BITS = 4
 #: Documents that networks are timed on.
@@ -156,7 +174,7 @@ def verdict(record, options, base, given, text, seed, progress) -> None:
         )
 
     chosen = {formula: replace(wide, equation=formula) for formula in EQUATIONS} | {"dense": wide}
-    timed = given.train[:: max(1, len(given.train) // TIMED)]
+    timed = _timed(given)
     pace = once(record, "pace/wide/0", lambda: paces(chosen, timed, progress=progress))
     lengths = {name: Length("processor seconds", seconds, pace[name]) for name in chosen}
     rows = [trained(formula, chosen[formula], lengths[formula], [None]) for formula in EQUATIONS]
@@ -195,6 +213,22 @@ def hand(record, options, base, given, text, seed, progress) -> None:
         )
 
 
+def depth(record, options, base, given, text, seed, progress) -> None:
+    """The same in as many layers as searches chose, and what those found."""
+    space = room(int(options.cap.value), text.tokenizer)
+    found = {
+        f"{formula}, {layers} layers": Candidate(parse(formula), layers, BITS) for formula, layers in DEPTH
+    }
+    recipes = {name: _network(candidate, base, text, space).recipe for name, candidate in found.items()}
+    pace = once(record, "pace/depth/0", lambda: paces(recipes, _timed(given), progress=progress))
+    for name, candidate in found.items():
+        once(
+            record,
+            f"depth/{name}/{seed}",
+            lambda c=candidate, p=pace[name]: _tried(c, base, text, space, options.seconds, seed, p),
+        )
+
+
 def searched(record, options, base, given, text, seed, progress) -> None:
     """One search from a random start; its best candidate three times more, with seeds that it has not seen."""
 
@@ -210,7 +244,7 @@ def searched(record, options, base, given, text, seed, progress) -> None:
              lambda a=again: _tried(best, base, text, space, options.seconds, 100 + a))  # fmt: skip
 
 
-PARTS = {"verdict": verdict, "claim": claim, "hand": hand, "search": searched}
+PARTS = {"verdict": verdict, "claim": claim, "hand": hand, "depth": depth, "search": searched}
 
 
 def _dense_of(nbytes: int, base: Recipe, text: Text) -> Recipe:
@@ -221,13 +255,29 @@ def _dense_of(nbytes: int, base: Recipe, text: Text) -> Recipe:
     return replace(net.recipe, equation="")
 
 
-def _tried(
-    candidate: Candidate, base: Recipe, text: Text, space: int, seconds: float, seed: int
-) -> dict[str, Any]:
+def _timed(given: corpus.Corpus) -> Sequence[str]:
+    """The documents that networks are timed on."""
+    return given.train[:: max(1, len(given.train) // TIMED)]
+
+
+def _network(candidate: Candidate, base: Recipe, text: Text, space: int) -> Network:
     net = network(candidate, base, text.vocabulary, space)
     if net is None:
         raise SpratError(f"{candidate.equation} does not fit the cap")
-    found = trial(net, text, space, seconds, seed)
+    return net
+
+
+def _tried(
+    candidate: Candidate,
+    base: Recipe,
+    text: Text,
+    space: int,
+    seconds: float,
+    seed: int,
+    pace: float = 0.0,
+) -> dict[str, Any]:
+    net = _network(candidate, base, text, space)
+    found = trial(net, text, space, seconds, seed, pace)
     return {
         **candidate.to_dict(),
         "width": net.recipe.width,

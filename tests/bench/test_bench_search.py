@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import bench.search as bench
+import pytest
 
 from golf.small import documents, write
 
@@ -23,6 +25,8 @@ def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
         bench, "instantiate", lambda shape, most, *_, **__: {"most": most, "dense": shape.parameters}
     )
     monkeypatch.setattr(bench, "HAND", (("dense", 2), ("lowrank(4)", 2)))
+    monkeypatch.setattr(bench, "paces", partial(bench.paces, rounds=6))
+    monkeypatch.setattr(bench, "DEPTH", (("lowrank(4)", 3),))
     text = [str(path) for path in write(tmp_path, documents())]
     arguments = ["--record", str(tmp_path / "r"), "--text", *text, "--share", "0.2", "--cap", "30kB"]
     arguments += ["--seconds", "1", "--search-minutes", "0.06", "--seeds", "1"]
@@ -31,10 +35,13 @@ def test_all_parts_leave_rows_and_tables(tmp_path, monkeypatch, capsys):
     rows = {}
     for part in bench.PARTS:
         rows |= json.loads((tmp_path / "r" / part / "result.json").read_text())["rows"]
-    parts = ["pace", "verdict", "pace", *["verdict"] * 4, "claim", "hand", "hand", "search", "found"]
+    parts = ["pace", "verdict", "pace", *["verdict"] * 4, "claim", "hand", "hand", "pace", "depth"]
+    parts += ["search", "found"]
     assert [name.split("/")[0] for name in rows] == parts
     equation, whole, narrow, *longer = (rows[name] for name in rows if name.startswith("verdict"))
     assert {row["tokens"] for row in longer} == {equation["tokens"]}
+    deep, tokens = rows["depth/lowrank(4), 3 layers/0"], rows["pace/depth/0"]["lowrank(4), 3 layers"]
+    assert deep["layers"] == 3 and deep["seconds"] == pytest.approx(deep["tokens"] * tokens)
     assert 41 < rows["claim/0"]["dense"] / rows["claim/0"]["most"] < 42
     cap = equation["files"][0]["bytes"]
     assert equation["numbers"] * 2 < whole["numbers"] and len(whole["files"]) == 2

@@ -68,12 +68,14 @@ class Outcome:
     diverged: bool = False
 
 
-def trial(network: Network, text: Text, room: int, seconds: float, seed: int) -> Outcome:
-    """Train for `seconds` of processor time; score on held-out text. room: bytes for the numbers."""
+def trial(network: Network, text: Text, room: int, seconds: float, seed: int, pace: float = 0.0) -> Outcome:
+    """Train for `seconds` of processor time; score on held-out text. room: bytes for the numbers. pace: seconds that a
+    token counts as, whatever it took; 0: what it took."""
     recipe = network.recipe
     torch.manual_seed(seed)
     batches = Batches(text.train, recipe.context, recipe.batch, seed)
-    training = Training(recipe, text.vocabulary, batches, Length("processor seconds", seconds), seed)
+    length = Length("processor seconds", seconds, pace)
+    training = Training(recipe, text.vocabulary, batches, length, seed)
     training.noise_bits = bits = min(FINEST, 8 * room / network.numbers)
     try:
         run(training)
