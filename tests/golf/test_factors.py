@@ -94,6 +94,21 @@ def test_statistics_that_lie_are_not_written_silently(tmp_path, monkeypatch):
         assert artifact.recipe["shrinkage"] == 24
 
 
+def test_what_the_cap_holds_as_it_is_is_not_rounded(tmp_path):
+    """Statistics that lie have no say in it; the file is read back as bf16, whatever the factors' shapes."""
+    lying = torch.zeros(64, 32, dtype=torch.long)
+    formula = "attention: lowrank(4); ffn: scaled(shared(monarch(4)))"
+    model, chosen, out = speaking(formula), recipe(equation=formula), tmp_path / "a.sprat"
+    numbers = sum(p.numel() for p in model.parameters())
+    result = factors.into_cap(model, config(chosen, 320, 0), chosen.fit_recipe(), b"", lying, 60_000, out, 0)
+    assert result.level == result.predicted_kl == 0 and not result.warnings
+    assert result.nbytes == out.stat().st_size < 2 * numbers + 6000 and result.measured_kl < 1e-3
+    with container.open(out) as artifact:
+        read = to_torch(artifact).state_dict()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(read[name], parameter.detach().bfloat16().float()), name
+
+
 def test_the_fisher_metric_predicts_what_rounding_costs():
     chosen, model = recipe(equation="lowrank(8)"), speaking("lowrank(8)")
     generator = torch.Generator().manual_seed(1)

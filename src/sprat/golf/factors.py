@@ -121,7 +121,8 @@ def into_cap(
 ) -> FitResult:
     """Write `out`. ids: (contexts, context) of the training text; tokenizer: packed.
 
-    Statistics that do not deserve trust are shrunk more, as in `fit` (trust.py). Raises BudgetError, StatisticsError.
+    Where the cap holds every number in bf16 nothing is rounded further. Statistics that do not deserve trust are shrunk
+    more, as in `fit` (trust.py). Raises BudgetError, StatisticsError.
     """
     fixed = fixed_bytes(model, config, recipe, tokenizer)
     if cap <= fixed:
@@ -133,20 +134,37 @@ def into_cap(
     found = targets(model)
     exact, rates = _exact(model, found), curve(recipe)
 
+    def assembled(
+        entries: dict[str, Entry], level: float, tables: entropy.Tables | None
+    ) -> container.Assembled:
+        return container.assemble(
+            config=config,
+            entries=entries,
+            recipe={**recipe.to_dict(), "level": level},
+            provenance={"sprat": __version__, "model": out.stem, "original_bytes": 2 * weights},
+            file_extra={"tokenizer/packed": tokenizer},
+            tables=tables,
+        )
+
     def build(metrics: list[Metric], level: float) -> tuple[Rounded, container.Assembled]:
         rounded = _rounded(found, metrics, level, recipe)
         rounded = replace(rounded, entries={**exact, **rounded.entries})
         progress("rounding", 1, 1)
-        file = container.assemble(
-            config=config,
-            entries=rounded.entries,
-            recipe={**recipe.to_dict(), "level": level},
-            provenance={"sprat": __version__, "model": out.stem, "original_bytes": 2 * weights},
-            file_extra={"tokenizer/packed": tokenizer},
-            tables=entropy.Tables.from_counts(rounded.counts),
-        )
-        return rounded, file
+        return rounded, assembled(rounded.entries, level, entropy.Tables.from_counts(rounded.counts))
 
+    def result(fitted: search.Fitted, predicted: float, measured: float) -> FitResult:
+        ledger, nbytes = fitted.file.save(out), fitted.file.nbytes
+        bits = 8 * nbytes / weights
+        return FitResult(
+            out, nbytes, fitted.level, bits, predicted, measured, measured, seconds, warnings, ledger
+        )
+
+    # What the cap holds as it is, is not rounded.
+    entries = _exact(model, [])
+    unrounded = search.Fitted(0.0, Rounded(entries, entropy.Counts.none()), assembled(entries, 0.0, None))
+    if unrounded.file.nbytes <= cap:
+        with _stage(seconds, "check"):
+            return result(unrounded, 0.0, divergence(model, filled(model, entries), held))
     attempt = 0
     while True:
         with _stage(seconds, "statistics"):
@@ -160,15 +178,10 @@ def into_cap(
         with _stage(seconds, "check"):
             measured = divergence(model, filled(model, fitted.rounded.entries), held)
         if trust.near(predicted, measured):
-            break
+            return result(fitted, predicted, measured)
         recipe, warning = trust.stronger(recipe, attempt, predicted, measured, ADVICE)
         warnings.append(warning)
         attempt += 1
-    ledger, nbytes = fitted.file.save(out), fitted.file.nbytes
-    bits = 8 * nbytes / weights
-    return FitResult(
-        out, nbytes, fitted.level, bits, predicted, measured, measured, seconds, warnings, ledger
-    )
 
 
 def _rounded(found: list[Target], metrics: list[Metric], level: float, recipe: fits.Recipe) -> Rounded:
@@ -232,7 +245,7 @@ def _exact(model: nn.Module, found: list[Target]) -> dict[str, Entry]:
     """What is not rounded to a level: norms, and factors of few numbers."""
     rounded = {name for target in found for name in target.names}
     return {
-        name: Entry((name,), tuple(p.shape), Dense(p.detach().numpy()))
+        name: Entry((name,), (len(p),), Dense(p.detach().numpy()))
         for name, p in model.named_parameters()
         if name not in rounded
     }
