@@ -17,10 +17,10 @@ def page(folder: Path) -> str:
         part, *words = name.split("/")
         groups.setdefault((part, "/".join(words[:-1]) or words[0]), []).append(row)
     lines: list[str] = []
-    for part in ("verdict", "hand", "depth", "search", "found"):
+    for part, made in TABLES.items():
         own = {name: rows for (p, name), rows in groups.items() if p == part}
         if own:
-            lines += [f"## {part}", "", TABLES[part](own), ""]
+            lines += [f"## {part}", "", made(own), ""]
     return "\n".join(lines) + "\n"
 
 

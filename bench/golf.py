@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from bench.markdown import table
-from bench.pace import paces
+from bench.pace import paces, timed
 from bench.record import command_line, commit, save_json
 from bench.texts import text_name
 from sprat.cli.arguments import budget, settings, whole
@@ -40,8 +40,6 @@ from sprat.golf.result import SCHEMA, result, unlike
 from sprat.golf.schedule import Length
 from sprat.sizes import format_bytes
 
-#: Documents that are read to time the recipes.
-TIMED = 20
 EXAMPLES = """\
 examples:
   python -m bench.golf --recipes recipes/golf-cpu-250kB*.toml --cap 250kB --processor-minutes 2 --seeds 3 \\
@@ -133,8 +131,7 @@ def _paces(options: argparse.Namespace, given: dict[str, Any], length: Length) -
             )
         text = corpus.of(next(iter(recipes.values())), options.text, options.validation)
         with bars() as progress:
-            documents = text.train[:: max(1, len(text.train) // TIMED)]
-            found = paces(recipes, documents, length.now, progress=progress)
+            found = paces(recipes, timed(text.train), length.now, progress=progress)
         save_json(path, found)
     return found
 

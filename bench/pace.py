@@ -19,6 +19,13 @@ from sprat.progress import Progress, silent
 
 #: Steps of each recipe's short training.
 ROUNDS = 48
+#: Documents that they read.
+TIMED = 20
+
+
+def timed(documents: Sequence[str]) -> Sequence[str]:
+    """Those of `documents`, evenly spread, that recipes are timed on."""
+    return documents[:: max(1, len(documents) // TIMED)]
 
 
 def paces(

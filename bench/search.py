@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from bench.equation_tables import page
-from bench.pace import paces
+from bench.pace import paces, timed
 from bench.record import Record
 from bench.texts import text_name
 from sprat.anatomy.shape import from_numbers
@@ -95,8 +95,6 @@ DEPTH = (
     ("shared(dense, 3); embedding: lowrank(48)", 3),
 )
 BITS = 4
-#: Documents that networks are timed on.
-TIMED = 20
 #: The shape of the claim, and its numbers.
 CLAIM = from_numbers(width=4096, layers=64, ffn=16384, vocabulary=50257, tied=True)
 CLAIMED = 417_000_000
@@ -174,8 +172,8 @@ def verdict(record, options, base, given, text, seed, progress) -> None:
         )
 
     chosen = {formula: replace(wide, equation=formula) for formula in EQUATIONS} | {"dense": wide}
-    timed = _timed(given)
-    pace = once(record, "pace/wide/0", lambda: paces(chosen, timed, progress=progress))
+    read = timed(given.train)
+    pace = once(record, "pace/wide/0", lambda: paces(chosen, read, progress=progress))
     lengths = {name: Length("processor seconds", seconds, pace[name]) for name in chosen}
     rows = [trained(formula, chosen[formula], lengths[formula], [None]) for formula in EQUATIONS]
     # The bytes that all are given, those of the largest of the equations' files, and the most tokens that one reads.
@@ -183,7 +181,7 @@ def verdict(record, options, base, given, text, seed, progress) -> None:
     tokens = Length("tokens", max(row["tokens"] for row in rows))
     narrow = _dense_of(nbytes, base, text)
     both = {"dense": wide, "narrow": narrow}
-    beside = once(record, "pace/narrow/0", lambda: paces(both, timed, progress=progress))
+    beside = once(record, "pace/narrow/0", lambda: paces(both, read, progress=progress))
     length = replace(lengths["dense"], pace=pace["dense"] * beside["narrow"] / beside["dense"])
     trained("dense, same shape", wide, lengths["dense"], [None, nbytes])
     trained("dense, same bytes", narrow, length, [nbytes])
@@ -203,30 +201,18 @@ def claim(record, options, base, given, text, seed, progress) -> None:
 
 def hand(record, options, base, given, text, seed, progress) -> None:
     """Every hand-written equation."""
-    space = room(int(options.cap.value), text.tokenizer)
-    for formula, layers in HAND:
-        candidate = Candidate(parse(formula), layers, BITS)
-        once(
-            record,
-            f"hand/{formula}, {layers} layers/{seed}",
-            lambda c=candidate: _tried(c, base, text, space, options.seconds, seed),
-        )
+    for name, candidate in _candidates(HAND).items():
+        once(record, f"hand/{name}/{seed}", lambda c=candidate: _tried(c, options, base, text, seed))
 
 
 def depth(record, options, base, given, text, seed, progress) -> None:
     """The same in as many layers as searches chose, and what those found."""
-    space = room(int(options.cap.value), text.tokenizer)
-    found = {
-        f"{formula}, {layers} layers": Candidate(parse(formula), layers, BITS) for formula, layers in DEPTH
-    }
+    found, space = _candidates(DEPTH), room(int(options.cap.value), text.tokenizer)
     recipes = {name: _network(candidate, base, text, space).recipe for name, candidate in found.items()}
-    pace = once(record, "pace/depth/0", lambda: paces(recipes, _timed(given), progress=progress))
+    pace = once(record, "pace/depth/0", lambda: paces(recipes, timed(given.train), progress=progress))
     for name, candidate in found.items():
-        once(
-            record,
-            f"depth/{name}/{seed}",
-            lambda c=candidate, p=pace[name]: _tried(c, base, text, space, options.seconds, seed, p),
-        )
+        once(record, f"depth/{name}/{seed}",
+             lambda c=candidate, p=pace[name]: _tried(c, options, base, text, seed, p))  # fmt: skip
 
 
 def searched(record, options, base, given, text, seed, progress) -> None:
@@ -238,10 +224,8 @@ def searched(record, options, base, given, text, seed, progress) -> None:
         return {name: found[name] for name in ("trials", "candidates", "rank_correlation_of_guess", "best")}
 
     best = Candidate.from_dict(once(record, f"search/{seed}", measure)["best"][0]["candidate"])
-    space = room(int(options.cap.value), text.tokenizer)
     for again in range(options.seeds):
-        once(record, f"found/{seed}/{again}",
-             lambda a=again: _tried(best, base, text, space, options.seconds, 100 + a))  # fmt: skip
+        once(record, f"found/{seed}/{again}", lambda a=again: _tried(best, options, base, text, 100 + a))
 
 
 PARTS = {"verdict": verdict, "claim": claim, "hand": hand, "depth": depth, "search": searched}
@@ -255,9 +239,11 @@ def _dense_of(nbytes: int, base: Recipe, text: Text) -> Recipe:
     return replace(net.recipe, equation="")
 
 
-def _timed(given: corpus.Corpus) -> Sequence[str]:
-    """The documents that networks are timed on."""
-    return given.train[:: max(1, len(given.train) // TIMED)]
+def _candidates(rows: Sequence[tuple[str, int]]) -> dict[str, Candidate]:
+    """Of (formula, layers), by the name of their rows."""
+    return {
+        f"{formula}, {layers} layers": Candidate(parse(formula), layers, BITS) for formula, layers in rows
+    }
 
 
 def _network(candidate: Candidate, base: Recipe, text: Text, space: int) -> Network:
@@ -269,15 +255,15 @@ def _network(candidate: Candidate, base: Recipe, text: Text, space: int) -> Netw
 
 def _tried(
     candidate: Candidate,
+    options: argparse.Namespace,
     base: Recipe,
     text: Text,
-    space: int,
-    seconds: float,
     seed: int,
     pace: float = 0.0,
 ) -> dict[str, Any]:
+    space = room(int(options.cap.value), text.tokenizer)
     net = _network(candidate, base, text, space)
-    found = trial(net, text, space, seconds, seed, pace)
+    found = trial(net, text, space, options.seconds, seed, pace)
     return {
         **candidate.to_dict(),
         "width": net.recipe.width,

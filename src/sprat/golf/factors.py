@@ -152,19 +152,13 @@ def into_cap(
         progress("rounding", 1, 1)
         return rounded, assembled(rounded.entries, level, entropy.Tables.from_counts(rounded.counts))
 
-    def result(fitted: search.Fitted, predicted: float, measured: float) -> FitResult:
-        ledger, nbytes = fitted.file.save(out), fitted.file.nbytes
-        bits = 8 * nbytes / weights
-        return FitResult(
-            out, nbytes, fitted.level, bits, predicted, measured, measured, seconds, warnings, ledger
-        )
-
     # What the cap holds as it is, is not rounded.
     entries = _exact(model, [])
-    unrounded = search.Fitted(0.0, Rounded(entries, entropy.Counts.none()), assembled(entries, 0.0, None))
-    if unrounded.file.nbytes <= cap:
+    file = assembled(entries, 0.0, None)
+    if file.nbytes <= cap:
         with _stage(seconds, "check"):
-            return result(unrounded, 0.0, divergence(model, filled(model, entries), held))
+            measured = divergence(model, filled(model, entries), held)
+        return _written(file, out, weights, 0.0, 0.0, measured, seconds, warnings)
     attempt = 0
     while True:
         with _stage(seconds, "statistics"):
@@ -178,10 +172,25 @@ def into_cap(
         with _stage(seconds, "check"):
             measured = divergence(model, filled(model, fitted.rounded.entries), held)
         if trust.near(predicted, measured):
-            return result(fitted, predicted, measured)
+            return _written(fitted.file, out, weights, fitted.level, predicted, measured, seconds, warnings)
         recipe, warning = trust.stronger(recipe, attempt, predicted, measured, ADVICE)
         warnings.append(warning)
         attempt += 1
+
+
+def _written(
+    file: container.Assembled,
+    out: Path,
+    weights: int,
+    level: float,
+    predicted: float,
+    measured: float,
+    seconds: dict[str, float],
+    warnings: list[str],
+) -> FitResult:
+    """Nothing is healed: what is measured stands for both."""
+    ledger, bits = file.save(out), 8 * file.nbytes / weights
+    return FitResult(out, file.nbytes, level, bits, predicted, measured, measured, seconds, warnings, ledger)
 
 
 def _rounded(found: list[Target], metrics: list[Metric], level: float, recipe: fits.Recipe) -> Rounded:
