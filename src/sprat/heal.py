@@ -5,7 +5,7 @@ open  →  text  →  train  →  weigh  →  compare on held-out text  →  wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from sprat.sense.walk import working_dtype
 from sprat.sizes import Budget, parse_budget
 from sprat.source.load import Source, load
 from sprat.source.text import Calibration
-from sprat.training import processes
+from sprat.training import devices, processes
 from sprat.training.checkpoint import Checkpoint
 from sprat.training.loop import Point, train
 from sprat.training.schedule import Schedule
@@ -82,6 +82,7 @@ def heal(
     rate: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    device: str = "cpu",
     progress: Progress = silent,
 ) -> HealResult:
     """Train the free parameters of `file` towards the model `against`, from which it was made; write `out`.
@@ -92,15 +93,18 @@ def heal(
     of products beside the maps that learn as well, and need room in the budget (methods/adapter.py); those that the
     file has learn anyway. budget: what `out` may weigh, by default what `file` weighs. rate: of Adam, by default the
     recipe's. A checkpoint lies beside `out` while it trains; `resume` goes on from it. `out` is the better of the two
-    on the text held out. Within `training.processes.joined` all processes learn, each from other contexts, which
-    `contexts` counts together; the first one writes, and all return the same.
+    on the text held out. device: where the original writes, and both learn and are compared (training/devices.py).
+    Within `training.processes.joined` all processes learn, each from other contexts, which `contexts` counts together;
+    the first one writes, and all return the same.
 
-    Raises SpratError where `file` was not made from `against`; RecipeError for no time, and for deep or rank where the
-    file has products; BudgetError for a budget that `file` does not keep.
+    Raises SpratError where `file` was not made from `against`, for a device that is not there, and where memory ends,
+    with what is needed; RecipeError for no time, and for deep or rank where the file has products; BudgetError for a
+    budget that `file` does not keep.
     """
     file, out = Path(file), Path(out)
     length = None if contexts is None else steps(contexts, deep, processes.count())
     schedule = Schedule(rate or 1.0, length, None if minutes is None else 60 * minutes)
+    place = devices.find(device)
     # `file` itself may be improved in place.
     refuse_target(out, against, *([calibrate] if isinstance(calibrate, str) else calibrate))
     with container.open(file) as artifact:
@@ -108,28 +112,19 @@ def heal(
         # Refuses what no recipe allows.
         recipe = replace(recipe, heal_deep=deep, heal_rank=rank, trellis=0 if deep else recipe.trellis)
         _refuse(artifact, deep, rank)
-        source = _original(artifact, against, progress)
-        size = _size(artifact, source, budget)
-        if rank and size <= artifact.nbytes:
-            raise BudgetError(
-                f"products of rank {rank} need bytes beside the {artifact.nbytes:,} of {artifact.path.name}: give a "
-                "budget above that (--budget), or fit with room for them (--set heal_rank)"
-            )
-        texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-        wanted = (tokens or tokens_for(minutes, processes.count())) + recipe.held_out * recipe.context
-        text = processes.shared(lambda: jobs.calibration(source, texts, wanted, recipe, seed, progress))
-        schedule = replace(schedule, rate=rate or recipe.heal_rate)
-        lesson = _Lesson(artifact, source, text, recipe, schedule, seed, out, size)
-        rounded = to_torch(artifact, str(working_dtype()).removeprefix("torch."))
-        before = processes.shared(lambda: kl_between(source.model, rounded, lesson.held_out))
-        learner, points = _trained(lesson, rounded, resume, progress)
-
-        def write() -> HealResult:
-            found = _written(lesson, rounded, learner, points, before)
-            lesson.checkpoint.remove()  # not before: a full disk must not cost the training
-            return found
-
-        return processes.shared(write)
+        source = _original(artifact, against, place, progress)
+        size = _size(artifact, source, budget, rank)
+        rounded = to_torch(artifact, str(source.model.dtype).removeprefix("torch."))
+        entries = artifact.entries(torch.get_num_threads(), progress)
+        with telling(memory(rounded, entries, deep, recipe.context), place):
+            for model in (source.model, rounded):
+                model.to(place)  # type: ignore[arg-type]
+            texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
+            wanted = (tokens or tokens_for(minutes, processes.count())) + recipe.held_out * recipe.context
+            text = processes.shared(lambda: jobs.calibration(source, texts, wanted, recipe, seed, progress))
+            schedule = replace(schedule, rate=rate or recipe.heal_rate)
+            lesson = _Lesson(artifact, source, text, recipe, schedule, seed, out, size)
+            return _taught(lesson, rounded, entries, resume, progress)
 
 
 @dataclass(frozen=True)
@@ -171,25 +166,31 @@ class _Lesson:
         return Checkpoint(checkpoint_path(self.out), key, CHECKPOINT_SECONDS)
 
 
-def _trained(
-    lesson: _Lesson, rounded: PreTrainedModel, resume: bool, progress: Progress
-) -> tuple[Healer, list[Point]]:
-    """What has learnt, and how it went."""
-    recipe, entries = lesson.recipe, lesson.artifact.entries(torch.get_num_threads(), progress)
-    with telling(memory(rounded, entries, recipe.heal_deep, recipe.context)):
-        learner = healer(lesson.source.model, rounded, entries, recipe)
-        points = train(
-            learner,
-            lesson.learning,
-            lesson.schedule,
-            accumulate=contexts_a_step(recipe.heal_deep),
-            seed=lesson.seed,
-            checkpoint=lesson.checkpoint,
-            resume=resume,
-            name="healing",
-            progress=progress,
-        )
-    return learner, points
+def _taught(
+    lesson: _Lesson, rounded: PreTrainedModel, entries: Mapping[str, Entry], resume: bool, progress: Progress
+) -> HealResult:
+    """`rounded`, the model that `entries` stand for, trained, compared and written."""
+    original, recipe = lesson.source.model, lesson.recipe
+    before = processes.shared(lambda: kl_between(original, rounded, lesson.held_out))
+    learner = healer(original, rounded, entries, recipe)
+    points = train(
+        learner,
+        lesson.learning,
+        lesson.schedule,
+        accumulate=contexts_a_step(recipe.heal_deep),
+        seed=lesson.seed,
+        checkpoint=lesson.checkpoint,
+        resume=resume,
+        name="healing",
+        progress=progress,
+    )
+
+    def write() -> HealResult:
+        found = _written(lesson, rounded, learner, points, before)
+        lesson.checkpoint.remove()  # not before: a full disk must not cost the training
+        return found
+
+    return processes.shared(write)
 
 
 def _written(
@@ -226,9 +227,9 @@ def _recipe(artifact: Artifact) -> Recipe:
     return Recipe.from_dict({name: value for name, value in artifact.recipe.items() if name in known})
 
 
-def _original(artifact: Artifact, against: str | Path, progress: Progress) -> Source:
+def _original(artifact: Artifact, against: str | Path, place: torch.device, progress: Progress) -> Source:
     progress("loading the model", 0, 1)
-    source = load(against, dtype=working_dtype())
+    source = load(against, dtype=working_dtype(place))
     progress("loading the model", 1, 1)
     made_from = artifact.provenance.get("model_sha256")
     if made_from != source.hash:
@@ -246,15 +247,20 @@ def _original(artifact: Artifact, against: str | Path, progress: Progress) -> So
     return source
 
 
-def _size(artifact: Artifact, source: Source, budget: str | Budget | None) -> int:
-    if budget is None:
-        return artifact.nbytes
-    parsed = parse_budget(budget) if isinstance(budget, str) else budget
-    size = parsed.bytes(source.original_bytes, source.original_bytes // 2)
+def _size(artifact: Artifact, source: Source, budget: str | Budget | None, rank: int) -> int:
+    size = artifact.nbytes
+    if budget is not None:
+        parsed = parse_budget(budget) if isinstance(budget, str) else budget
+        size = parsed.bytes(source.original_bytes, source.original_bytes // 2)
     if size < artifact.nbytes:
         raise BudgetError(
             f"{artifact.path.name} weighs {artifact.nbytes:,} bytes, above the budget of {size:,}: healing makes no "
             "file smaller, sprat fit does"
+        )
+    if rank and size == artifact.nbytes:
+        raise BudgetError(
+            f"products of rank {rank} need bytes beside the {artifact.nbytes:,} of {artifact.path.name}: give a "
+            "budget above that (--budget), or fit with room for them (--set heal_rank)"
         )
     return size
 

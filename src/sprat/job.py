@@ -209,7 +209,9 @@ def calibration(
     if calibrate != ["self"]:
         return calibration_ids(source, calibrate, tokens, recipe.context, seed, progress)
     # What a model writes takes as long as measuring it: kept, so that a second budget starts at once.
-    how = [tokens, recipe.context, seed, str(working_dtype())]
+    how = [tokens, recipe.context, seed, str(source.model.dtype)]
+    if source.model.device.type != "cpu":
+        how.append(source.model.device.type)  # the same seed writes another text there
     key = {"version": __version__, "model": source.hash, "self": how}
     cache = Cache(key)
     if "text" not in cache:

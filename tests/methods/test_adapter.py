@@ -129,7 +129,7 @@ def test_a_product_on_a_trellis_learns_by_the_scales_at_its_ends():
     new = adapter.Adapter(torch.randn(m, 2, generator=random), torch.randn(2, n, generator=random))
     plain = new.stored(entry.tensor, np.ones(m), np.ones(n), 0.3)
     left, right = (replace(t, trellis=4) for t in (plain.left, plain.right))
-    going_on = adapter.going_on(LowRank(left, right, entry.tensor))
+    going_on = adapter.going_on(LowRank(left, right, entry.tensor), torch.device("cpu"))
     assert not (going_on.left.requires_grad or going_on.right.requires_grad)
     fine = replace(left, row=LogScale(32 * left.row.index, 32))
     stands = replace(going_on, stands=LowRank(fine, right, entry.tensor))

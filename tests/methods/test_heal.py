@@ -98,7 +98,7 @@ def test_factors_at_the_ends_are_factors_of_the_weights(family):
     exact, factors = {}, []
     random = torch.Generator().manual_seed(2)
     for name, entry in entries.items():
-        found = healing._factors(entry, healing._users(made))
+        found = healing._factors(entry, healing._users(made), torch.device("cpu"))
         for f in found:
             for t in (f.inputs, f.outputs):
                 t.data = torch.randint(-8, 9, t.shape, generator=random) / 32 * np.log(2)

@@ -18,6 +18,7 @@ SUMMARY = "Train a .sprat file towards the model that it was made from, within i
 EXAMPLES = """  sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat
   sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat --resume
   sprat heal smol.sprat --against smollm2-135m --contexts 200 --calibrate notes.txt --budget 50MB -o healed.sprat
+  sprat heal smol.sprat --against smollm2-135m --minutes 20 --device cuda -o healed.sprat
   torchrun --nproc-per-node 2 -m sprat heal smol.sprat --against smollm2-135m --minutes 20 -o healed.sprat"""
 
 
@@ -60,6 +61,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="also train products of rank R beside the maps, which need bytes of --budget (4: about 1 %% of 40 MB)",
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="where it is trained: cpu (default), cuda, or one GPU of several, as cuda:1; with torchrun cuda is each "
+        "process's own",
+    )
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
 
@@ -89,6 +97,7 @@ def execute(arguments: argparse.Namespace) -> None:
                     rate=arguments.rate,
                     seed=arguments.seed,
                     resume=arguments.resume,
+                    device=arguments.device,
                     progress=progress,
                 )
         except KeyboardInterrupt:

@@ -60,8 +60,8 @@ class Adapter:
         resolution: int | None = None,
     ) -> LowRank:
         """Beside `rest`, if anything. outputs: (m,), inputs: (n,) factors that both ends had while this was trained."""
-        left = self.left.detach().double().numpy() * outputs[:, None]
-        right = self.right.detach().double().numpy() * inputs
+        left = self.left.detach().cpu().double().numpy() * outputs[:, None]
+        right = self.right.detach().cpu().double().numpy() * inputs
         if self.stands is None:
             return LowRank(_thin(left, fineness, 0), _thin(right, fineness, 1), rest)
         wider = fineness / FINENESS[0]
@@ -72,20 +72,21 @@ class Adapter:
         )
 
 
-def begin(entry: Entry, rank: int, generator: torch.Generator) -> Adapter:
-    """The adapter of `entry`, which says nothing yet."""
+def begin(entry: Entry, rank: int, generator: torch.Generator, device: torch.device) -> Adapter:
+    """The adapter of `entry`, which says nothing yet. generator: of the processor."""
     m, n = entry.tensor.shape
     right = torch.randn(rank, n, generator=generator) / math.sqrt(n)
-    return Adapter(torch.zeros(m, rank, requires_grad=True), right.requires_grad_())
+    return Adapter(torch.zeros(m, rank, device=device).requires_grad_(), right.to(device).requires_grad_())
 
 
-def going_on(tensor: LowRank) -> Adapter:
+def going_on(tensor: LowRank, device: torch.device) -> Adapter:
     """The product that is stored in `tensor`, to be trained further.
 
     On a trellis no integer of a factor moves alone: such a one learns by the scale at its end only.
     """
     left, right = (
-        torch.from_numpy(t.dense()).requires_grad_(not t.trellis) for t in (tensor.left, tensor.right)
+        torch.from_numpy(t.dense()).to(device).requires_grad_(not t.trellis)
+        for t in (tensor.left, tensor.right)
     )
     return Adapter(left, right, tensor)
 

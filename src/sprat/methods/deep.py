@@ -72,8 +72,8 @@ class Deep:
         names: Sequence[str],
         held: Mapping[str, Held] | None = None,
     ):
-        """rounded: the model that `entries` stand for, whose matrices follow; names: plain lattices all of them; held:
-        what integers of some of them are held to.
+        """rounded: the model that `entries` stand for, whose matrices follow, on the device where all is trained;
+        names: plain lattices all of them; held: what integers of some of them are held to.
 
         Memory beside the models and a context's pass: 8 bytes a weight of `names`.
         """
@@ -81,20 +81,21 @@ class Deep:
         self.scales = Scales(teacher, rounded, entries, names)
         self.rate = Rate(entropy.Tables.from_counts(entropy.count([self._lattice(name) for name in names])))
         parameters = dict(rounded.named_parameters())
+        self.device = next(rounded.parameters()).device
         self.latents: dict[str, _Latent] = {}
         for name in names:
-            q = torch.from_numpy(self._lattice(name).q).float()
+            q = torch.from_numpy(self._lattice(name).q).to(self.device).float()
             served = [parameters[p] for p in entries[name].maps]
             for parameter in served:
                 parameter.requires_grad_(True)
             m, n = q.shape
             self.latents[name] = _Latent(
                 served,
-                (held or {}).get(name, Held()),
+                (held or {}).get(name, Held()).on(self.device),
                 q,
-                torch.zeros(m, n, dtype=torch.bfloat16),
-                torch.zeros(m),
-                torch.zeros(n),
+                q.new_zeros(m, n, dtype=torch.bfloat16),
+                q.new_zeros(m),
+                q.new_zeros(n),
             )
         self.weights = sum(latent.value.numel() for latent in self.latents.values())
         self.bits = self._bits()
@@ -164,8 +165,10 @@ class Deep:
     def _vectors(self, name: str) -> tuple[Tensor, Tensor]:
         """(m,) and (n,): the scales as they are now."""
         lattice, factors = self._lattice(name), self.scales.factors[name]
-        row = torch.from_numpy(lattice.row.values()) * torch.cat([f.outputs.detach() for f in factors]).exp()
-        return row, torch.from_numpy(lattice.col.values()) * factors[0].inputs.detach().exp()
+        row, col = (torch.from_numpy(s.values()).to(self.device) for s in (lattice.row, lattice.col))
+        return row * torch.cat([f.outputs.detach() for f in factors]).exp(), col * factors[
+            0
+        ].inputs.detach().exp()
 
     def _lattice(self, name: str) -> Lattice:
         lattice = self.scales.entries[name].tensor
@@ -185,7 +188,8 @@ class Deep:
     def restore(self, state: dict[str, Any]) -> None:
         self.price, self.steps = state["price"], state["steps"]
         for name, latent in self.latents.items():
-            latent.value, latent.direction, latent.rows, latent.columns = state["latents"][name]
+            saved = (tensor.to(self.device) for tensor in state["latents"][name])
+            latent.value, latent.direction, latent.rows, latent.columns = saved
         self.scales.restore(state["scales"])
         with torch.no_grad():
             for name in self.latents:
@@ -209,7 +213,7 @@ class Deep:
             kind = np.int16 if float(q.abs().max()) < 2**15 else np.int32
             tensor = out[name].tensor
             assert isinstance(tensor, Lattice)
-            out[name] = replace(out[name], tensor=replace(tensor, q=q.numpy().astype(kind)))
+            out[name] = replace(out[name], tensor=replace(tensor, q=q.cpu().numpy().astype(kind)))
         return out
 
 

@@ -25,25 +25,26 @@ _KEPT_BYTES = 1 << 30
 
 
 class Teacher:
-    """The original's logits on contexts of one length, int64 (context,)."""
+    """The original's logits on contexts of one length, int64 (context,), computed and kept where `model` lies."""
 
     def __init__(self, model: nn.Module):
         self.model = model
+        self.device = next(model.parameters()).device
         self._kept: dict[bytes, Tensor] = {}
         self._room = _KEPT_BYTES
         self._walk: Walk | None = None
 
     def logits(self, ids: Tensor) -> Tensor:
         """(context − SKIP, vocabulary), without gradient."""
+        key, batch = ids.numpy().tobytes(), ids[None].to(self.device)
         if self._walk is None or self._walk.ids.shape[1] != len(ids):
-            self._walk = Walk(self.model, ids[None])
-        key = ids.numpy().tobytes()
+            self._walk = Walk(self.model, batch)
         if (hidden := self._kept.get(key)) is None:
-            hidden = self._walk.behind(ids[None])
+            hidden = self._walk.behind(batch)
             if hidden.nbytes <= self._room:
                 self._room -= hidden.nbytes
                 self._kept[key] = hidden
-        return self._walk.logits(hidden, ids[None])[0, SKIP:]
+        return self._walk.logits(hidden, batch)[0, SKIP:]
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -53,13 +54,14 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def student_logits(model: nn.Module, ids: Tensor) -> Tensor:
     """(context − SKIP, vocabulary) of one context, int64 (context,)."""
-    return model(input_ids=ids[None], use_cache=False).logits[0, SKIP:]
+    batch = ids[None].to(next(model.parameters()).device)
+    return model(input_ids=batch, use_cache=False).logits[0, SKIP:]
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
-        gradient, total = torch.empty_like(student), torch.zeros((), dtype=torch.float32)
+        gradient, total = torch.empty_like(student), student.new_zeros((), dtype=torch.float32)
         for start in range(0, len(student), _ROWS):
             rows = slice(start, start + _ROWS)
             log_p, log_q = teacher[rows].float().log_softmax(-1), student[rows].float().log_softmax(-1)

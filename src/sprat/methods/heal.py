@@ -57,25 +57,26 @@ class Scales:
         dense: bool = True,
         rank: int = 0,
     ):
-        """rounded: the model that `entries` stand for; products are taken out of its matrices, to be computed beside
-        them. names: of maps. rank: of a new product beside each of them that has none and is no embedding
-        (methods/adapter.py); 0: none."""
+        """rounded: the model that `entries` stand for, on the device where all is trained; products are taken out of
+        its matrices, to be computed beside them. names: of maps. rank: of a new product beside each of them that has
+        none and is no embedding (methods/adapter.py); 0: none."""
         for model in (teacher.model, rounded):
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         self.teacher, self.rounded, self.entries = teacher, rounded, entries
         users, parameters = _users(rounded), dict(rounded.named_parameters())
-        self.factors = {name: _factors(entries[name], users) for name in names}
+        device = next(rounded.parameters()).device
+        self.factors = {name: _factors(entries[name], users, device) for name in names}
         generator = torch.Generator().manual_seed(0)
         self.adapters: dict[str, Adapter] = {}
         for name, fs in self.factors.items():
             tensor = entries[name].tensor
             embedding = any(isinstance(m, nn.Embedding) for f in fs for m in f.modules)
             if isinstance(tensor, LowRank):
-                made = adapter.going_on(tensor)
+                made = adapter.going_on(tensor, device)
                 _take_out(entries[name], tensor, parameters)
             elif rank and not embedding:
-                made = adapter.begin(entries[name], rank, generator)
+                made = adapter.begin(entries[name], rank, generator, device)
             else:
                 continue
             self.adapters[name] = made
@@ -172,7 +173,7 @@ class Scales:
         for name, (_, exact) in self.dense.items():
             tensor = self.entries[name].tensor
             assert isinstance(tensor, Dense)
-            out[name] = replace(self.entries[name], tensor=replace(tensor, array=exact.numpy().copy()))
+            out[name] = replace(self.entries[name], tensor=replace(tensor, array=exact.cpu().numpy().copy()))
         return out
 
 
@@ -184,12 +185,15 @@ def _users(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
     return {n: tuple(of.get(id(p), ())) for n, p in model.named_parameters(remove_duplicate=False)}
 
 
-def _factors(entry: Entry, users: Mapping[str, tuple[nn.Module, ...]]) -> list[_Factors]:
+def _factors(
+    entry: Entry, users: Mapping[str, tuple[nn.Module, ...]], device: torch.device
+) -> list[_Factors]:
     assert isinstance(entry.tensor, Lattice | LowRank)
-    inputs, out, first = torch.zeros(entry.tensor.shape[1], requires_grad=True), [], 0
+    inputs, out, first = torch.zeros(entry.tensor.shape[1], device=device).requires_grad_(), [], 0
     for name, rows in zip(entry.maps, entry.rows, strict=True):
         tokens = any(isinstance(m, nn.Embedding) for m in users[name])
-        out.append(_Factors(users[name], inputs, torch.zeros(rows, requires_grad=not tokens), first))
+        outputs = torch.zeros(rows, device=device).requires_grad_(not tokens)
+        out.append(_Factors(users[name], inputs, outputs, first))
         first += rows
     return out
 
@@ -256,8 +260,8 @@ def _healed(entry: Entry, factors: list[_Factors], resolution: int | None, finen
     """Grids and fineness as `Scales.healed` takes them."""
     tensor, made = entry.tensor, factors[0].adapter
     assert isinstance(tensor, Lattice | LowRank)
-    outputs = torch.cat([f.outputs for f in factors]).detach().double().exp().numpy()
-    inputs = factors[0].inputs.detach().double().exp().numpy()
+    outputs = torch.cat([f.outputs for f in factors]).detach().cpu().double().exp().numpy()
+    inputs = factors[0].inputs.detach().cpu().double().exp().numpy()
     lattice = tensor.rest if isinstance(tensor, LowRank) else tensor
     healed = lattice and replace(
         lattice,

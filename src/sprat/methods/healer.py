@@ -88,8 +88,8 @@ def memory(rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, context
 
 
 @contextmanager
-def telling(nbytes: int) -> Iterator[None]:
-    """Memory that ends here becomes a SpratError that says how much was needed."""
+def telling(nbytes: int, device: torch.device | None = None) -> Iterator[None]:
+    """Memory that ends here becomes a SpratError that says how much was needed, on which device (None: the CPU)."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError, on the CPU a nameless one
@@ -97,7 +97,10 @@ def telling(nbytes: int) -> Iterator[None]:
             error
         ):
             raise
+        gpu = device is not None and device.type != "cpu"
         raise SpratError(
-            f"out of memory: this healing takes about {format_bytes(nbytes)}; the integers (--deep) and long contexts "
-            "(the recipe's `context`) are most of it"
+            f"out of memory{f' on {device}' if gpu else ''}: this healing takes about {format_bytes(nbytes)}; the "
+            "integers (--deep) and long contexts (the recipe's `context`) are most of it"
+            + "; --device cpu has the machine's own memory"
+            * gpu
         ) from error

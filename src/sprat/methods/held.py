@@ -7,7 +7,7 @@ ternary, binary   |ℓ| ≤ 1, and Q = round(ℓ); of a lattice without zeros Q 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ class Held:
     free: Tensor | None = None
     few: bool = False
     signs: bool = False
+
+    def on(self, device: torch.device) -> Held:
+        """The same, for latents that lie there."""
+        return self if self.free is None else replace(self, free=self.free.to(device))
 
     def hold(self, value: Tensor) -> None:
         """value: (m, n) latents, brought back to where they may be."""

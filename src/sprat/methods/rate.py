@@ -28,12 +28,12 @@ class Rate:
 
     def slopes(self, lattice: Lattice, q: Tensor) -> Tensor:
         """(m, n) float32: bits a unit at the integers q: (m, n) float32, in the contexts of `lattice`."""
-        return self._slopes[_places(lattice, q)]
+        return self._slopes.to(q.device)[_places(lattice, q)]
 
     def bits(self, lattice: Lattice, q: Tensor) -> Tensor:
         """(m, n) float32: bits of each of the integers q."""
-        bits = self._bits[_places(lattice, q)]
-        return bits if lattice.pattern is None else bits * torch.from_numpy(lattice.pattern.mask)
+        bits = self._bits.to(q.device)[_places(lattice, q)]
+        return bits if lattice.pattern is None else bits * torch.from_numpy(lattice.pattern.mask).to(q.device)
 
 
 def _places(lattice: Lattice, q: Tensor) -> Tensor:
@@ -41,7 +41,8 @@ def _places(lattice: Lattice, q: Tensor) -> Tensor:
     col_class, pattern = lattice.col_class, lattice.pattern
     if pattern is not None:  # the columns of a group share the class of those that are coded
         col_class = np.repeat(pattern.classes(col_class)[:: pattern.kept], pattern.group)
-    rows, columns = (torch.from_numpy(c.astype(np.int32)) for c in (lattice.row_class, col_class))
+    classes = (lattice.row_class, col_class)
+    rows, columns = (torch.from_numpy(c.astype(np.int32)).to(q.device) for c in classes)
     out = rows[:, None] + (columns - OFFSET)
     out.clamp_(0, BUCKETS - 1).mul_(2 * MAX_SYMBOL + 1).add_(MAX_SYMBOL)
     return out.add_(q.to(torch.int32).clamp_(-MAX_SYMBOL, MAX_SYMBOL))

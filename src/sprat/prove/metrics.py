@@ -99,7 +99,7 @@ def compare(
                 )
             for start in range(0, len(p), _ROWS):
                 rows = slice(start, min(start + _ROWS, len(p)))
-                targets = ids[0, contexts.skip + 1 :][rows]
+                targets = ids[0, contexts.skip + 1 :][rows].to(p.device)
                 for name, values in _positions(p[rows], q[rows], targets).items():
                     out[name][i, rows] = values
             progress("comparing the two models", i + 1, shape[0])
@@ -107,12 +107,13 @@ def compare(
 
 
 def forward_of(model: torch.nn.Module, skip: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """ids (1, length) -> logits (length − 1 − skip, vocabulary), and no others where the model can."""
-    few = keeps_few(model)
+    """ids (1, length) -> logits (length − 1 − skip, vocabulary) where the model lies, and no others where it can."""
+    few, weight = keeps_few(model), next(model.parameters(), None)
 
     def run(ids: torch.Tensor) -> torch.Tensor:
         options = {"logits_to_keep": ids.shape[1] - skip} if few else {}
-        logits = model(input_ids=ids, use_cache=False, **options).logits[0]
+        there = ids if weight is None else ids.to(weight.device)
+        logits = model(input_ids=there, use_cache=False, **options).logits[0]
         return logits[:-1] if few else logits[skip:-1]
 
     return run
@@ -164,7 +165,7 @@ def _positions(p: torch.Tensor, q: torch.Tensor, targets: torch.Tensor) -> dict[
         "same_top": (p.argmax(-1) == q.argmax(-1)).double(),
         "shift": (seen_p.exp() - seen_q.exp()) ** 2,
     }
-    return {name: value.numpy() for name, value in figures.items()}
+    return {name: value.cpu().numpy() for name, value in figures.items()}
 
 
 def summarise(scores: Scores, seed: int = 0, resamples: int = 2000) -> Metrics:

@@ -139,12 +139,17 @@ class Walk:
                 layer.forward = forward  # type: ignore[method-assign]
 
 
-def working_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it natively (about four times faster there), float32 elsewhere."""
-    fast = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    )
+def working_dtype(device: torch.device | None = None) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively (about four times faster on a CPU), float32 elsewhere.
+
+    device: None for the CPU."""
+    if device is not None and device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = (
+            getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+            or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        )
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -122,8 +122,9 @@ def continue_all(
         for step in range(length):
             ids[:, step] = torch.tensor([s.take(t) for s, t in zip(sequences, sampled, strict=True)])
             if step + 1 < length:
-                logits = model(input_ids=ids[:, step : step + 1], past_key_values=past, use_cache=True).logits
-                sampled = choose(logits[:, -1]).tolist()
+                last = ids[:, step : step + 1].to(model.device)
+                logits = model(input_ids=last, past_key_values=past, use_cache=True).logits
+                sampled = choose(logits[:, -1].cpu()).tolist()
             report(step + 1)
     return ids
 

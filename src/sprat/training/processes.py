@@ -85,7 +85,7 @@ def average(tensors: Iterable[Tensor]) -> None:
     if count() == 1:
         return
     for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.detach().flatten().float() for tensor in bucket])
+        flat = torch.cat([tensor.detach().flatten().float() for tensor in bucket]).cpu()  # where gloo adds
         _meet(distributed.all_reduce, flat)
         flat /= count()
         with torch.no_grad():

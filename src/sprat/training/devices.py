@@ -1,0 +1,43 @@
+"""Where a training computes: on the processor, or on a GPU that PyTorch knows as `cuda` (NVIDIA's, AMD's by ROCm)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sprat.errors import SpratError, nearest
+from sprat.training import processes
+
+
+def gpus() -> int:
+    """How many this PyTorch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def find(name: str) -> torch.device:
+    """The device called `name`: "cpu", "cuda:1", or "cuda", which is the first GPU, and of several processes on a
+    machine each one's own.
+
+    Raises SpratError that says what there is, where this is not there.
+    """
+    kind, _, number = name.partition(":")
+    there = ["cpu", *(f"cuda:{i}" for i in range(gpus()))]
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
+        raise SpratError(f"unknown device {name!r}{nearest(name, ['cpu', 'cuda'])}: {_among(there)}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = int(number) if number else _own()
+    if index >= gpus():
+        of = f" for process {index} of this machine" if not number and index else ""
+        raise SpratError(f"no device {name!r}{of}: {_among(there)}")
+    return torch.device("cuda", index)
+
+
+def _own() -> int:
+    """The number of this process among those that torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if processes.count() > 1 else 0
+
+
+def _among(there: list[str]) -> str:
+    return f"this machine and its PyTorch ({torch.__version__}) have {', '.join(there)}"
