@@ -45,6 +45,11 @@ class There(Tensor):
             made._is_param = True  # what torch.nn.Parameter marks a subclass by
         return made
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.held.detach().__reduce_ex__(
+            protocol
+        )  # read again with map_location="cpu", as checkpoints are
+
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 
@@ -112,10 +117,14 @@ def here() -> Iterator[None]:
     """A machine with one such GPU, as far as tensors go; modules keep their tied parameters when they move."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
+    autocast = torch.autocast
+    # Without CUDA torch only warns, and casts nothing.
+    torch.autocast = lambda kind, *args, **kwargs: autocast("cpu", *args, **kwargs)  # type: ignore[misc]
     try:
         with _Calls():
             yield
     finally:
+        torch.autocast = autocast  # type: ignore[misc]
         torch.__future__.set_swap_module_params_on_conversion(before)
 
 

@@ -93,6 +93,17 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a training computes."""
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="where it is trained: cpu (default), cuda, or one GPU of several, as cuda:1; with torchrun cuda is each "
+        "process's own",
+    )
+
+
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     """How the statistics are had: the same for `fit` and `plan`."""
     add_text(parser)

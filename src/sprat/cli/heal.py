@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_file, add_text, budget, calibrated_text, minutes, whole
+from sprat.cli.arguments import add_device, add_file, add_text, budget, calibrated_text, minutes, whole
 from sprat.errors import RecipeError
 from sprat.sizes import format_bytes
 
@@ -61,13 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="also train products of rank R beside the maps, which need bytes of --budget (4: about 1 %% of 40 MB)",
     )
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        metavar="D",
-        help="where it is trained: cpu (default), cuda, or one GPU of several, as cuda:1; with torchrun cuda is each "
-        "process's own",
-    )
+    add_device(parser)
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
 

@@ -50,7 +50,8 @@ class Maps(nn.Module):
 
     def dense(self, layer: int) -> Tensor:
         """W of a layer, (rows, columns), in the factors' precision."""
-        with torch.autocast("cpu", enabled=False):
+        device = next(iter(self.stored.values())).device
+        with torch.autocast(device.type, enabled=False):
             return self.term.dense(self.values(), self.space, layer)
 
     def forward(self, layer: int, x: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     first, second = ({**GAINED, **result, "counted by": counted_by(result)} for result in (a, b))
     unequal = tuple(
         f"{key}: {_plain(first[key])} and {_plain(second[key])}"
-        for key in ("cap", "length", "counted by", "threads", "processes", "machine")
+        for key in ("cap", "length", "counted by", "threads", "processes", "device", "machine")
         if first[key] != second[key]
     )
     if a["text"]["hash"] != b["text"]["hash"]:

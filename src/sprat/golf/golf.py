@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from sprat.errors import BudgetError, SpratError
+from sprat.errors import BudgetError, RecipeError, SpratError
 from sprat.folders import refuse_target, write_whole
 from sprat.golf import checkpoints, corpus, finish, words
 from sprat.golf import teacher as teachers
@@ -30,11 +30,11 @@ from sprat.golf.recipe import Recipe
 from sprat.golf.result import figures, finished, result
 from sprat.golf.schedule import Length
 from sprat.golf.teacher import Teacher
-from sprat.golf.training import Training
+from sprat.golf.training import CPU, Training
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget
-from sprat.training import processes
+from sprat.training import devices, processes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Golf:
     corpus: Corpus
     teacher: str = ""
     """SHA-256 (hex) of the recipe's teacher, if any."""
+    device: torch.device = CPU
+    """Where it is trained."""
 
 
 def golf(
@@ -60,6 +62,7 @@ def golf(
     seeds: int = 1,
     validation: Sequence[str | Path] | None = None,
     resume: bool = False,
+    device: str = "cpu",
     progress: Progress = silent,
     watch: Callable[[Point, float], None] = lambda point, bits: None,
 ) -> dict[str, Any]:
@@ -68,11 +71,13 @@ def golf(
     text, validation: None for the recipe's own. seeds: so many trainings, with seeds `seed`, `seed` + 1, …; the second
     one's file is `out` with -seed1 in its name, and so on. Beside `out` stands a JSON (`result.figures`) with every
     figure, which is returned; and, while it trains, a checkpoint, from which `resume` goes on to the same bits (on one
-    thread). watch: is told points of the training and their bits per byte of training text.
+    thread). device: where it is trained (training/devices.py); it ends on the processor. watch: is told points of the
+    training and their bits per byte of training text.
 
-    Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError.
+    Raises SourceError, RecipeError, BudgetError (naming the smallest cap that works), TrainingError; SpratError for a
+    device that is not there.
     """
-    out = Path(out)
+    out, place = Path(out), devices.find(device)
     for written in (out, figures(out)):
         refuse_target(
             written, *(text or recipe.text), *(validation or recipe.validation_text), recipe.teacher
@@ -81,7 +86,11 @@ def golf(
         raise SpratError(
             f"cannot write {out}: .json is what the figures beside it end in; call it {out.stem}.sprat"
         )
-    game = prepare(recipe, text, cap, length, validation)
+    if place.type != "cpu" and length.kind == "processor seconds":
+        raise RecipeError(
+            "processor minutes do not count what a GPU does: give --minutes, by the clock, or --tokens"
+        )
+    game = replace(prepare(recipe, text, cap, length, validation), device=place)
     runs: list[dict[str, Any]] = []
     found = result(game, runs)
     # One that writes nothing, on another machine perhaps, goes on from what the first one has.
@@ -141,7 +150,7 @@ def play(
     teacher, own = _teacher(game, out, tokenizer, ids, seed, resume, progress, tell)
     share = 1 - recipe.teach_share if own else 1
     length = replace(game.length, amount=share * game.length.amount)
-    training = _training(recipe, vocabulary, ids, length, seed, teacher)
+    training = _training(recipe, vocabulary, ids, length, seed, teacher, game.device)
     training.noise_bits = weighed.bits(game.cap)
     points = run(training, checkpoint, progress, tell, saved)
     if processes.rank():
@@ -179,6 +188,7 @@ def _training(
     length: Length,
     seed: int,
     teacher: Teacher | None = None,
+    device: torch.device = CPU,
 ) -> Training:
     """At its first step; what is spent on a curriculum counts."""
     started = length.now()
@@ -189,7 +199,7 @@ def _training(
     else:
         batches = Batches(ids, recipe.context, recipe.batch, seed)
     spent = length.now() - started
-    training = Training(recipe, vocabulary, batches, length, seed, teacher)
+    training = Training(recipe, vocabulary, batches, length, seed, teacher, device)
     training.seconds = counted(length, spent)
     return training
 
@@ -207,11 +217,12 @@ def _teacher(
     """What the recipe learns from beside the text, and its training where it is trained here."""
     recipe = game.recipe
     if recipe.teacher:
-        return teachers.load(recipe.teacher, tokenizer), None
+        return teachers.load(recipe.teacher, tokenizer, game.device), None
     if not recipe.teach:
         return None, None
     length = replace(game.length, amount=recipe.teach_share * game.length.amount)
-    own = _training(recipe.teacher_recipe(), tokenizer.get_vocab_size(), ids, length, seed)
+    vocabulary = tokenizer.get_vocab_size()
+    own = _training(recipe.teacher_recipe(), vocabulary, ids, length, seed, device=game.device)
     checkpoint = checkpoints.teachers(game, out, seed)
     run(own, checkpoint, progress, tell, checkpoints.saved(checkpoint, resume))
-    return own.result(), own
+    return own.result().to(game.device), own

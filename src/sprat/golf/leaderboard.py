@@ -66,8 +66,11 @@ class Board:
         for place, entry in enumerate(self.entries):
             runs, result = entry.result["runs"], entry.result
             before = [run["bits_per_byte_before"] for run in runs]
+            gpu = result.get("device", "cpu")
             machine = (
                 f"{result['machine']['processor']}, {result['threads']} thread{'s'[: result['threads'] > 1]}"
+                if gpu == "cpu"
+                else gpu
             )
             out.append(
                 (

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from sprat.errors import TrainingError
 from sprat.golf.schedule import Length
 from sprat.golf.training import Training
@@ -63,6 +65,11 @@ def run(
             training.seconds += training.length.pace * training.tokens / training.step or spent
             if training.share >= 1 and training.above:
                 raise training.diverged(losses[-1], "ended diverging", training.step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory on {training.device}: a smaller `batch`, with a larger `accumulate`, takes less and "
+                "trains the same"
+            ) from error
         except TrainingError as error:
             path = checkpoint.path if checkpoint else None
             kept = f"; the last good checkpoint is {path}" if path and path.exists() else ""

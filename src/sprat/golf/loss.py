@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Rows that are read at a time: 64 of 4,096 logits in float32 are a megabyte.
-ROWS = 64
+#: Rows that are read at a time: 64 of 4,096 logits in float32 are a megabyte, which a processor's cache holds. A GPU is
+#: given more, since each of its operations takes a while to begin.
+ROWS, GPU_ROWS = 64, 8192
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -27,17 +28,18 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
         n, gradient = len(logits), torch.empty_like(logits)
-        total = torch.zeros(())
-        for first in range(0, n, ROWS):
-            gold = target[first : first + ROWS, None]
-            z = logits[first : first + ROWS].to(torch.float32, copy=True)
+        at_once = ROWS if logits.device.type == "cpu" else GPU_ROWS
+        total = logits.new_zeros((), dtype=torch.float32)
+        for first in range(0, n, at_once):
+            gold = target[first : first + at_once, None]
+            z = logits[first : first + at_once].to(torch.float32, copy=True)
             z -= z.amax(1, keepdim=True)
             told = z.gather(1, gold)
             whole = z.exp_().sum(1, keepdim=True)
             total += (whole.log() - told).sum()
             z /= n * whole
             z.scatter_add_(1, gold, torch.full_like(told, -1 / n))
-            gradient[first : first + ROWS] = z
+            gradient[first : first + at_once] = z
         ctx.save_for_backward(gradient)
         return total / n
 

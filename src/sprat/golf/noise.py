@@ -23,7 +23,7 @@ def rounding_noise(weights: Sequence[Tensor], bits: float, generator: torch.Gene
     scale = math.sqrt(2 * math.pi * math.e) * 2.0**-bits
     with torch.no_grad():
         for w in weights:
-            noise = torch.rand(w.shape, generator=generator).sub_(0.5)
+            noise = torch.rand(w.shape, generator=generator).sub_(0.5).to(w.device)
             w.addcmul_(noise, w.square().mean(1, keepdim=True).sqrt().expand_as(w), value=scale)
     try:
         yield

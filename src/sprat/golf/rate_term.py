@@ -33,7 +33,7 @@ class RateTerm:
 
     def bits(self) -> Tensor:
         """Bits a weight, a scalar with a gradient."""
-        total = torch.zeros(())
+        total = self.weights[0].new_zeros(())
         for w, step in zip(self.weights, self.steps, strict=True):
             if step > 0:
                 total = total + w.shape[1] * torch.log2(1 + 2 * math.e / step * w.abs().mean(1)).sum()

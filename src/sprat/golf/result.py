@@ -11,15 +11,15 @@ import torch
 from sprat.errors import ProofError
 from sprat.golf.recipe import Recipe
 from sprat.prove.environment import machine, versions
-from sprat.training import processes
+from sprat.training import devices, processes
 
 if TYPE_CHECKING:
     from sprat.golf.golf import Golf
 
 SCHEMA = "sprat.golf/1"
 #: What rows of one result share. Of what results have gained since the first ones: as it was then.
-SHARED = ("recipe", "teacher", "cap", "length", "pace", "text", "validation", "processes")
-GAINED = {"pace": 0.0, "processes": 1}
+SHARED = ("recipe", "teacher", "cap", "length", "pace", "text", "validation", "processes", "device")
+GAINED = {"pace": 0.0, "processes": 1, "device": "cpu"}
 
 
 def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def result(game: Golf, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": runs,
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
+        "device": devices.said(game.device),
         "versions": versions(),
         "machine": machine(),
     }

@@ -29,13 +29,14 @@ from sprat.source.load import load as open_source
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CPU = torch.device("cpu")
 #: ids (batch, context) int64 -> logits (batch, context, vocabulary)
 Teacher = Callable[[Tensor], Tensor]
 
 
-def load(ref: str | Path, tokenizer: Tokenizer) -> Teacher:
-    """A .sprat, a file of golf/int8.py, or what source/load.py opens, as a teacher. SourceError where its tokens are
-    not `tokenizer`'s."""
+def load(ref: str | Path, tokenizer: Tokenizer, device: torch.device = CPU) -> Teacher:
+    """A .sprat, a file of golf/int8.py, or what source/load.py opens, as a teacher that lies on `device`. SourceError
+    where its tokens are not `tokenizer`'s."""
     path = Path(ref).expanduser()
     if not _written(path):
         source = open_source(ref, torch.float32)
@@ -50,6 +51,7 @@ def load(ref: str | Path, tokenizer: Tokenizer) -> Teacher:
             f"the teacher {ref} cuts text into other tokens ({its.get_vocab_size():,} of them, the student "
             f"{tokenizer.get_vocab_size():,}): train it on the same text with the same vocabulary"
         )
+    model.to(device)  # type: ignore[arg-type]
     return model if isinstance(model, Decoder) else _logits(model, tokenizer.get_vocab_size())
 
 

@@ -24,7 +24,7 @@ from sprat.golf.prune import kept, narrowed, saliency
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.teacher import Teacher, without_gradient
+from sprat.golf.teacher import CPU, Teacher, without_gradient
 from sprat.methods.distil import divergence
 from sprat.sense.walk import working_dtype
 from sprat.training import processes
@@ -45,7 +45,9 @@ class Training:
         length: Length,
         seed: int,
         teacher: Teacher | None = None,
+        device: torch.device = CPU,
     ):
+        """teacher: of tokens and logits that lie on `device`, where all is computed."""
         self.recipe, self.vocabulary, self.batches, self.length, self.seed, self.teacher = (
             recipe,
             vocabulary,
@@ -57,7 +59,8 @@ class Training:
         #: Bits a weight of the rounding to come, for the recipe's `noise` and `rate_term`.
         self.noise_bits = 8.0
         self.rate: RateTerm | None = None
-        chosen = {"auto": working_dtype(), "bf16": torch.bfloat16, "float32": torch.float32}
+        self.device = device
+        chosen = {"auto": working_dtype(device), "bf16": torch.bfloat16, "float32": torch.float32}
         self.dtype = chosen[recipe.precision]
         self.inner = recipe.prune_from or recipe.inner
         self._use(Decoder(replace(recipe, inner=self.inner, prune_from=0), vocabulary, seed))
@@ -68,7 +71,7 @@ class Training:
 
     def _use(self, model: Decoder) -> None:
         """Train `model`, with optimizers that know nothing yet."""
-        recipe, self.model = self.recipe, model
+        recipe, self.model = self.recipe, model.to(self.device)
         self.forward = torch.compile(model) if recipe.compile else model
         named = dict(model.named_parameters())
         embeddings = [named.pop(name) for name in [*named] if "embed" in name]
@@ -142,7 +145,7 @@ class Training:
         recipe, total = self.recipe, 0.0
         for part in range(recipe.accumulate):
             number = (self.step * recipe.accumulate + part) * processes.count() + processes.rank()
-            read, next_ids = self.batches[number]
+            read, next_ids = (ids.to(self.device) for ids in self.batches[number])
             if recipe.noise and self.share >= 1 - recipe.noise:
                 generator = torch.Generator().manual_seed(hash((self.seed, self.step, part)) & 0x7FFFFFFF)
                 with rounding_noise(self.rounded, self.noise_bits, generator):
@@ -158,7 +161,7 @@ class Training:
 
     def _backward(self, read: Tensor, next_ids: Tensor) -> float:
         """Nats a token of the text alone; the gradient is that of all that is learnt from."""
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.forward(read).flatten(0, 1)
             taught = without_gradient(self.teacher, read) if self.teacher else None
         loss = cross_entropy(logits, next_ids.flatten())
@@ -172,7 +175,7 @@ class Training:
     def _prune(self) -> None:
         """Go on with the recipe's own feed-forwards: what matters of them, and what the optimizers know of it."""
         read, _ = self.batches[self.step * self.recipe.accumulate * processes.count() + processes.rank()]
-        saliencies = saliency(self.model, read)
+        saliencies = saliency(self.model, read.to(self.device))
         processes.average(saliencies.values())
         keep = kept(saliencies, self.recipe.inner)
         before = dict(self.model.named_parameters())
@@ -195,7 +198,7 @@ class Training:
         self._use(Decoder(self.recipe, self.vocabulary, self.seed))
 
     def result(self) -> Decoder:
-        """The model as it would be stored: its weights, or their mean; in eval mode."""
+        """The model as it would be stored: its weights, or their mean; in eval mode, on the processor."""
         if self.inner > self.recipe.inner:  # a training of few steps
             self._prune()
         out = Decoder(self.recipe, self.vocabulary, self.seed)
@@ -222,7 +225,7 @@ class Training:
         """What `state` gave."""
         if state["inner"] != self.inner:
             self._narrow()
-            self.mean = [torch.empty_like(mean) for mean in state["mean"]]
+            self.mean = [torch.empty_like(mean, device=self.device) for mean in state["mean"]]
         if state["rate_steps"] is not None:
             self.rate = RateTerm(self.rounded, state["rate_steps"])
         self.model.load_state_dict(state["model"])

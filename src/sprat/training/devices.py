@@ -34,6 +34,11 @@ def find(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def said(device: torch.device) -> str:
+    """What a result says of it: "cpu", or the GPU's name."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def _own() -> int:
     """The number of this process among those that torchrun started on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if processes.count() > 1 else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.cli import terminal
-from sprat.cli.arguments import add_corpus, add_settings, budget, seed, settings, whole
+from sprat.cli.arguments import add_corpus, add_device, add_settings, budget, seed, settings, whole
 from sprat.errors import RecipeError
 from sprat.folders import refuse_target
 from sprat.sizes import format_bytes
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one"
     )
     parser.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
+    add_device(parser)
     add_settings(parser)
     parser.add_argument(
         "--teacher",
@@ -105,6 +106,7 @@ def execute(arguments: argparse.Namespace) -> None:
             seeds=arguments.seeds,
             validation=arguments.validation,
             resume=arguments.resume,
+            device=arguments.device,
             progress=progress,
             watch=watch if first else lambda point, bits: None,
         )

@@ -88,7 +88,7 @@ class Coordinates(Hypernetwork):
     def _codes(self, stored: Tensor, size: int) -> Tensor:
         place = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) / size * math.pi
         angle = place * 2.0 ** torch.arange(_octaves(size), dtype=torch.float64)
-        waves = torch.cat([angle.sin(), angle.cos()], 1).to(stored.dtype)
+        waves = torch.cat([angle.sin(), angle.cos()], 1).to(stored)
         return waves @ stored.view(-1, self.hidden)
 
 

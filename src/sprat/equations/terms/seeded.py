@@ -38,12 +38,12 @@ class Seeded(Term):
 
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         scale = values["scale"][i]
-        return scale * (_signs(space, i, 0, space.rows).to(scale.dtype) * space.columns**-0.5)
+        return scale * (_signs(space, i, 0, space.rows).to(scale) * space.columns**-0.5)
 
     def product(self, values: Values, space: Space, i: int, x: Tensor) -> Tensor:
         strip = max(1, KEPT // space.columns)
         parts = [
-            F.linear(x, _signs(space, i, first, min(strip, space.rows - first)).to(x.dtype))
+            F.linear(x, _signs(space, i, first, min(strip, space.rows - first)).to(x))
             for first in range(0, space.rows, strip)
         ]
         return torch.cat(parts, -1) * (values["scale"][i].to(x.dtype) * space.columns**-0.5)

@@ -61,8 +61,9 @@ class Circulant(Term):
 
     def dense(self, values: Values, space: Space, i: int) -> Tensor:
         (up, across), b = self._grid(space), self.block
-        steps = torch.arange(b)
-        w = self._blocks(values, space, i)[:, :, self._diagonal(steps[:, None] - steps)]
+        blocks = self._blocks(values, space, i)
+        steps = torch.arange(b, device=blocks.device)
+        w = blocks[:, :, self._diagonal(steps[:, None] - steps)]
         w = w.permute(0, 2, 1, 3).reshape(up * b, across * b)
         return w[: space.rows, : space.columns]
 
