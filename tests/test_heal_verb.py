@@ -10,6 +10,7 @@ import torch
 
 import sprat.heal as healing
 from sprat import assembly
+from sprat import job as jobs
 from sprat.cli.main import main
 from sprat.coding import container
 from sprat.coding.tensors import ZERO, Lattice, LowRank
@@ -206,6 +207,26 @@ def test_fit_heals_by_the_recipe(made, tmp_path, deep):
     assert 1 < result.seconds["healing"] < 30
     with container.open(out) as artifact:
         assert artifact.recipe["heal_minutes"] == 0.02
+
+
+def test_more_contexts_than_the_text_has_are_written(made, monkeypatch):
+    """None is learnt from twice, and none that is held out; a text of a length that the recipe says stays as it is."""
+    monkeypatch.setattr(jobs, "calibration_tokens", lambda widest: 1024)
+
+    def learnt(**settings):
+        recipe = Recipe(context=64, held_out=2, **settings)
+        job = jobs.start(made[0], "self", 0, recipe, lambda *_: None)
+        text = torch.as_tensor(job.calibration.ids)
+        found = assembly.heal_text(job)
+        assert torch.equal(found[: len(text) - 2], text[:-2])
+        assert len(
+            {tuple(row) for row in found.tolist()} - {tuple(row) for row in text[-2:].tolist()}
+        ) == len(found)
+        return len(found)
+
+    assert learnt(heal=16) == 16
+    assert learnt(heal=40) == 40
+    assert learnt(heal=40, tokens=1024) == 16
 
 
 def test_a_deep_heal_of_a_trellis_is_refused(made, tmp_path):

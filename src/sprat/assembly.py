@@ -19,7 +19,16 @@ from sprat.level.layout import fixed_layout, predicted_layout
 from sprat.level.search import Fitted
 from sprat.level.sequential import round_sequentially
 from sprat.methods import adapter
-from sprat.methods.healer import contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
+from sprat.methods.healer import (
+    MOST_TOKENS,
+    contexts_a_step,
+    fitting,
+    healer,
+    memory,
+    steps,
+    telling,
+    tokens_for,
+)
 from sprat.run.price import weights_bytes
 from sprat.training import processes
 from sprat.training.loop import train
@@ -93,10 +102,15 @@ def healed(job: Job, fitted: Fitted, fits: Callable[[Fitted], bool]) -> list[Fit
 
 
 def heal_text(job: Job) -> torch.Tensor:
-    """(contexts, context) int64: the calibration text without what is held out, and more of it for a long healing."""
+    """(contexts, context) int64: the calibration text without what is held out, and more of it for a long healing: one
+    of many minutes, or of more contexts than the text has, where no recipe says how long the text is."""
     recipe, own = job.recipe, torch.as_tensor(job.calibration.ids)[: -job.recipe.held_out]
-    missing = tokens_for(recipe.heal_minutes) - own.numel()
-    if not recipe.heal_minutes or missing <= 0 or job.calibrate != ["self"] or recipe.vocabulary:
+    if recipe.heal_minutes:
+        wanted = tokens_for(recipe.heal_minutes)
+    else:
+        wanted = 0 if recipe.tokens else min(recipe.heal * recipe.context, MOST_TOKENS)
+    missing = wanted - own.numel()
+    if missing <= 0 or job.calibrate != ["self"] or recipe.vocabulary:
         return own
     # Another seed: the same one would write the same text again, what is held out included.
     more = calibration(job.original, job.calibrate, missing, recipe, job.seed + 1, job.progress)

@@ -61,7 +61,9 @@ class Recipe:
     sequential_strength: float = 1.0
     """Share of the least-squares correction that is applied."""
     heal: int = 64
-    """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none."""
+    """Contexts from which the scales learn the original's distribution after rounding (methods/heal.py); 0: none.
+
+    Of more than the text has, the model writes itself more, unless `tokens` says how long it is."""
     heal_minutes: float = 0.0
     """Minutes of that, in place of a number of contexts; 0: as many as `heal` says."""
     heal_deep: bool = False
