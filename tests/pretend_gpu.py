@@ -92,6 +92,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.tolist:
+            return _held(args[0]).tolist()
         if func is Tensor.cpu:
             return _moved(args[0], CPU)
         if func is Tensor.to:

@@ -30,7 +30,7 @@ from sprat.methods.healer import (
     tokens_for,
 )
 from sprat.run.price import weights_bytes
-from sprat.training import processes
+from sprat.training import devices, processes
 from sprat.training.loop import train
 from sprat.training.schedule import Schedule
 
@@ -80,12 +80,16 @@ def healed(job: Job, fitted: Fitted, fits: Callable[[Fitted], bool]) -> list[Fit
     entries = {**job.targets.dense(), **fitted.rounded.entries}
     seconds = 60 * recipe.heal_minutes or None
     length = None if seconds else steps(recipe.heal, recipe.heal_deep)
-    model = rebuilt(job.source.model, entries)
-    with telling(memory(model, entries, recipe.heal_deep, recipe.context)), processes.alone():
+    model, text = rebuilt(job.source.model, entries), heal_text(job)
+    with (
+        devices.lent(job.device, job.reference, model),
+        telling(memory(model, entries, recipe.heal_deep, recipe.context), job.device),
+        processes.alone(),
+    ):
         learner = healer(job.reference, model, entries, recipe)
         train(
             learner,
-            heal_text(job),
+            text,
             Schedule(recipe.heal_rate, length, seconds),
             accumulate=contexts_a_step(recipe.heal_deep),
             name="healing",
@@ -113,7 +117,8 @@ def heal_text(job: Job) -> torch.Tensor:
     if missing <= 0 or job.calibrate != ["self"] or recipe.vocabulary:
         return own
     # Another seed: the same one would write the same text again, what is held out included.
-    more = calibration(job.original, job.calibrate, missing, recipe, job.seed + 1, job.progress)
+    with devices.lent(job.device, job.original.model):
+        more = calibration(job.original, job.calibrate, missing, recipe, job.seed + 1, job.progress)
     return torch.cat([own, torch.as_tensor(more.ids)])
 
 

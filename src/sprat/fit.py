@@ -64,6 +64,7 @@ def fit(
     context: int = CONTEXT,
     cache: str | None = None,
     unhealed: Path | None = None,
+    device: str = "cpu",
 ) -> FitResult:
     """Fit `model` into `budget` (the whole file's bytes), `ram` (what running it takes) or both; write it to `out`.
 
@@ -71,10 +72,11 @@ def fit(
     text), or text files, "-" for standard input, "hub:NAME". ram counts the native engine's weights and the key-value
     cache of `context` tokens, kept in `cache` ("int8" or "bf16"; default: what the engine takes by itself); without a
     recipe the trellis is off then, whose integers take a bit more of it. unhealed: where to leave what rounding alone
-    gave, where healing changed it. The same arguments on the same machine give the same file.
+    gave, where healing changed it. device: where models compute (training/devices.py); weights are rounded and coded
+    on the processor. The same arguments on the same machine give the same file, on the processor.
 
-    Raises BudgetError (naming the smallest budget that works), RecipeError, SourceError, StatisticsError; nothing is
-    written then.
+    Raises BudgetError (naming the smallest budget that works), RecipeError, SourceError, StatisticsError; SpratError
+    for a device that is not there or has too little memory. Nothing is written then.
     """
     out = Path(out)
     refuse_target(out, model, *([calibrate] if isinstance(calibrate, str) else calibrate))
@@ -87,9 +89,10 @@ def fit(
         return bounds.limits(source, budget, ram, context, cache)
 
     def begin(recipe: Recipe) -> Job:
-        return jobs.start(
-            model, calibrate, seed, recipe, progress, lambda source: bounds.refuse(source, limits_of(source))
-        )
+        def refuse(source: Source) -> None:
+            bounds.refuse(source, limits_of(source))
+
+        return jobs.start(model, calibrate, seed, recipe, progress, refuse, device)
 
     def settle(job: Job) -> Trial:
         jobs.sense(job, seed)

@@ -31,6 +31,8 @@ from sprat.sense.walk import Walk, working_dtype
 from sprat.source.load import Source, load
 from sprat.source.maps import Group, groups, layer_groups
 from sprat.source.text import Calibration, calibration_ids
+from sprat.training import devices
+from sprat.training.devices import CPU
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +71,8 @@ class Job:
     """Held-out text for bits per byte, where tokens were removed."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    device: torch.device = CPU
+    """Where the models write, are measured, compared and healed; all else is the processor's."""
     settled: rounding.Rounded | None = None
     """The layers, once they are rounded by a method that no level changes."""
 
@@ -127,14 +131,18 @@ def start(
     recipe: Recipe,
     progress: Progress,
     refuse: Callable[[Source], None] = lambda _: None,
+    device: str = "cpu",
 ) -> Job:
-    """Load the model and the calibration text; `refuse` may raise between the two: the text can take minutes."""
+    """Load the model and the calibration text; `refuse` may raise between the two: the text can take minutes.
+
+    device: see `Job.device`; a name of training/devices.py."""
     methods.find(recipe.method)
+    place = devices.find(device)
     torch.manual_seed(seed)
     seconds: dict[str, float] = {}
     started = time.monotonic()
     progress("loading the model", 0, 1)
-    source = load(model, dtype=working_dtype())
+    source = load(model, dtype=working_dtype(place))
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
     sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
@@ -145,10 +153,23 @@ def start(
         refuse(source)
     started = time.monotonic()
     texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-    text = _calibration(source, texts, recipe, seed, progress)
+    with devices.lent(place, source.model):
+        text = _calibration(source, texts, recipe, seed, progress)
     seconds["calibration text"] = time.monotonic() - started
     targets = Targets(source, _statistics(source, text, recipe, seed), recipe)
-    job = Job(source, source.model, recipe, texts, text, targets, progress, seed, source, seconds=seconds)
+    job = Job(
+        source,
+        source.model,
+        recipe,
+        texts,
+        text,
+        targets,
+        progress,
+        seed,
+        source,
+        seconds=seconds,
+        device=place,
+    )
     if reduced:
         _reduce(job, seed)
         refuse(job.source)
@@ -166,7 +187,7 @@ def _statistics(source: Source, text: Calibration, recipe: Recipe, seed: int) ->
             "context": recipe.context,
             "held_out": recipe.held_out,
             "seed": seed,
-            "dtype": str(working_dtype()),
+            "dtype": str(source.model.dtype),
         }
     )
 
@@ -232,7 +253,7 @@ def sense(job: Job, seed: int) -> None:
             f"{learning:,} calibration tokens for inputs up to {widest:,} wide: several times the width is needed for "
             "statistics that can be trusted; more text (or the recipe's `tokens`) lowers the KL"
         )
-    with job.stage("statistics"):
+    with job.stage("statistics"), devices.lent(job.device, job.source.model):
         measure(
             Walk(job.source.model, ids),
             groups(job.source.model),

@@ -41,6 +41,7 @@ def plan(
     ram: str | Budget | None = None,
     context: int = CONTEXT,
     cache: str | None = None,
+    device: str = "cpu",
 ) -> list[PlanRow]:
     """A row for each of `budgets`.
 
@@ -60,7 +61,7 @@ def plan(
     recipe = recipe or bounds.default_recipe(ram)
     if recipe.method == AUTO:  # what it gives is never worse
         recipe = replace(recipe, method="waterlevel")
-    job = jobs.start(model, calibrate, seed, recipe, progress, refuse)
+    job = jobs.start(model, calibrate, seed, recipe, progress, refuse, device)
     jobs.sense(job, seed)
     spreads, reserve = assembly.spreads(job), assembly.reserve(job)
     rows = []

@@ -52,14 +52,15 @@ def sweep(
     dtype: str = "float32",
     keep: bool = False,
     proofs: Sequence[str | Path] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Fit `model` into each of `budgets`, measure each on `text`, and write result.json, README.md and curve.svg.
 
-    model, calibrate, seed, recipe: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove` does;
-    without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too; those that
-    an earlier sweep was asked to keep stay in any case. proofs: records of `sprat.prove` on that text with those
-    settings: a file that one is of is not measured again. Returns what result.json holds. Each budget is written as
-    soon as it is known, and one that is there already is not fitted again; a budget that cannot be met is a row that
+    model, calibrate, seed, recipe, device: as `sprat.fit` takes them; text, tokens, context, dtype: as `sprat.prove`
+    does; without a text, the KL on held-out calibration text stands. keep: leave the .sprat files in `folder` too;
+    those that an earlier sweep was asked to keep stay in any case. proofs: records of `sprat.prove` on that text with
+    those settings: a file that one is of is not measured again. Returns what result.json holds. Each budget is written
+    as soon as it is known, and one that is there already is not fitted again; a budget that cannot be met is a row that
     says so.
 
     Raises SpratError where `folder` holds a sweep of something else.
@@ -86,7 +87,7 @@ def sweep(
     result = swept.resume(folder, fixed)
     rows = {row["budget"]: row for row in result["rows"]}
     every = swept.distinct([*map(parse_budget, rows), *wanted])  # those that an earlier sweep left here too
-    result["command"] = swept.command(str(model), every, folder, text, settings, keep, proofs)
+    result["command"] = swept.command(str(model), every, folder, text, settings, keep, proofs, device)
     missing = [b for b in swept.distinct(wanted) if swept.lost(folder, rows.get(str(b)), text)]
 
     def refuse(source: Source) -> None:
@@ -95,7 +96,7 @@ def sweep(
             how.contexts(from_files(source.tokenizer_files, source.config), [sample])
 
     if missing or not result["curve"]:
-        job = jobs.start(model, settings["calibrate"], seed, recipe, progress, refuse)
+        job = jobs.start(model, settings["calibrate"], seed, recipe, progress, refuse, device)
         _fit(result, job, missing, folder)
         del job  # the measurements need its memory
     if text is not None:

@@ -73,6 +73,7 @@ def command(
     settings: dict[str, Any],
     keep: bool,
     proofs: Sequence[str | Path],
+    device: str,
 ) -> str:
     """The command line that does the same."""
     words = ["sprat", "sweep", model, "--budgets", ",".join(map(str, budgets)), "--report", str(folder)]
@@ -84,6 +85,7 @@ def command(
     for name, value in settings["recipe"].items():
         if value != plain[name]:
             words += ["--set", f"{name}={json.dumps(value)}"]
+    words += ["--device", device] * (device != "cpu")
     words += ["--proofs", *map(str, proofs)] * bool(proofs)
     return shlex.join(words + ["--keep"] * keep)
 

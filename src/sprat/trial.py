@@ -15,6 +15,7 @@ from sprat.level.check import held_out_kl
 from sprat.level.limits import Limits
 from sprat.level.rounding import Rounded
 from sprat.recipe import Recipe
+from sprat.training import devices
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def rounded(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
         with job.stage("check"):
             job.progress("held-out check", 0, 1)
             # What the statistics of the reduced model predict is what rounding does to that model.
-            measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
+            with devices.lent(job.device, job.source.model):
+                measured = held_out_kl(job.source.model, fitted.rounded.entries, job.held_out)
             job.progress("held-out check", 1, 1)
         if trust.foreseen(job, fitted.rounded, predicted, measured):
             if job.reference is not job.source.model:
@@ -95,7 +97,8 @@ def brief(recipe: Recipe) -> Recipe:
 
 
 def _measured(job: Job, fitted: search.Fitted) -> float:
-    return held_out_kl(job.reference, fitted.rounded.entries, job.held_out, job.source.model)
+    with devices.lent(job.device, job.reference, job.source.model):
+        return held_out_kl(job.reference, fitted.rounded.entries, job.held_out, job.source.model)
 
 
 def _weight(job: Job, limits: Limits, rounded: Rounded, file: Assembled) -> int:

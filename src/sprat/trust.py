@@ -15,6 +15,7 @@ from sprat.level.check import routed_kl
 from sprat.level.rounding import DISTRUST, Rounded
 from sprat.level.targets import Targets
 from sprat.recipe import Recipe
+from sprat.training import devices
 
 #: A measured KL of more than this many times the predicted one (and above the noise of bfloat16) means that the
 #: statistics lied.
@@ -31,7 +32,7 @@ def foreseen(job: Job, rounded: Rounded, predicted: float, measured: float) -> b
     """
     if near(predicted, measured):
         return True
-    with job.stage("check"):
+    with job.stage("check"), devices.lent(job.device, job.source.model):
         alike = routed_kl(job.source.model, rounded.entries, job.held_out)
     if alike is None or not near(predicted, alike):
         return False

@@ -93,14 +93,13 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where a training computes."""
+def add_device(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where models compute."""
     parser.add_argument(
         "--device",
         default="cpu",
         metavar="D",
-        help="where it is trained: cpu (default), cuda, or one GPU of several, as cuda:1; with torchrun cuda is each "
-        "process's own",
+        help=f"{what}: cpu (default), cuda, or one GPU of several, as cuda:1",
     )
 
 
@@ -111,6 +110,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=Path, metavar="TOML", help="a recipe file, for settings other than the defaults"
     )
     add_settings(parser)
+    add_device(parser, "where the model writes its text, is measured, compared and healed")
 
 
 def add_structure(parser: argparse.ArgumentParser) -> None:
@@ -239,11 +239,12 @@ def calibrated_text(arguments: argparse.Namespace) -> str | list[str]:
 
 
 def calibrated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed and recipe."""
+    """What `add_calibration` asked for, as `sprat.fit` and `sprat.plan` take it: calibrate, seed, recipe and device."""
     return {
         "calibrate": calibrated_text(arguments),
         "seed": arguments.seed,
         "recipe": recipe(arguments),
+        "device": arguments.device,
     }
 
 

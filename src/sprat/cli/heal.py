@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="also train products of rank R beside the maps, which need bytes of --budget (4: about 1 %% of 40 MB)",
     )
-    add_device(parser)
+    add_device(parser, "where it is trained (with torchrun cuda is each process's own)")
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the output")
 

@@ -30,11 +30,12 @@ from sprat.golf.recipe import Recipe
 from sprat.golf.result import figures, finished, result
 from sprat.golf.schedule import Length
 from sprat.golf.teacher import Teacher
-from sprat.golf.training import CPU, Training
+from sprat.golf.training import Training
 from sprat.progress import Progress, silent
 from sprat.prove.environment import sha256
 from sprat.sizes import Budget, parse_budget
 from sprat.training import devices, processes
+from sprat.training.devices import CPU
 
 
 @dataclass(frozen=True)

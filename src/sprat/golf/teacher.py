@@ -25,11 +25,11 @@ from sprat.run.model import to_torch
 from sprat.run.tokenizer import open_tokenizer
 from sprat.source.load import digest as source_digest
 from sprat.source.load import load as open_source
+from sprat.training.devices import CPU
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CPU = torch.device("cpu")
 #: ids (batch, context) int64 -> logits (batch, context, vocabulary)
 Teacher = Callable[[Tensor], Tensor]
 

@@ -24,10 +24,11 @@ from sprat.golf.prune import kept, narrowed, saliency
 from sprat.golf.rate_term import RateTerm
 from sprat.golf.recipe import Recipe
 from sprat.golf.schedule import Length, rate
-from sprat.golf.teacher import CPU, Teacher, without_gradient
+from sprat.golf.teacher import Teacher, without_gradient
 from sprat.methods.distil import divergence
 from sprat.sense.walk import working_dtype
 from sprat.training import processes
+from sprat.training.devices import CPU
 
 #: A loss so many nats above that of knowing nothing, ln(vocabulary), and for so many steps in a row, is a training that
 #: diverges: a first step at the full rate may overshoot once and come back. No training may end on such a loss.

@@ -29,22 +29,21 @@ class Teacher:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.device = next(model.parameters()).device
         self._kept: dict[bytes, Tensor] = {}
         self._room = _KEPT_BYTES
         self._walk: Walk | None = None
 
     def logits(self, ids: Tensor) -> Tensor:
         """(context − SKIP, vocabulary), without gradient."""
-        key, batch = ids.numpy().tobytes(), ids[None].to(self.device)
         if self._walk is None or self._walk.ids.shape[1] != len(ids):
-            self._walk = Walk(self.model, batch)
+            self._walk = Walk(self.model, ids[None])
+        key = ids.numpy().tobytes()
         if (hidden := self._kept.get(key)) is None:
-            hidden = self._walk.behind(batch)
+            hidden = self._walk.behind(ids[None])
             if hidden.nbytes <= self._room:
                 self._room -= hidden.nbytes
                 self._kept[key] = hidden
-        return self._walk.logits(hidden, batch)[0, SKIP:]
+        return self._walk.logits(hidden, ids[None])[0, SKIP:]
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

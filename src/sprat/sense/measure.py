@@ -32,7 +32,8 @@ def measure(
     The last `held_out` contexts give probes only. One pass forward that keeps the hidden states between layers, one
     backward that visits each layer once and stores its statistics as it leaves it: what is cached already is not
     computed again except for the gradient that has to pass through. Peak memory: model + hidden states (2 bytes x
-    tokens x width x (layers + 1), twice the tokens' one boundary for the gradient) + one layer's H.
+    tokens x width x (layers + 1), twice the tokens' one boundary for the gradient) + one layer's H. What the model
+    computes, and H and G, lie where the model does; hidden states, and what is kept of all, on the CPU.
     """
     by_layer = layer_groups(groups)
     if all(f"layer/{i}" in cache for i in by_layer) and "head" in cache:
@@ -50,16 +51,17 @@ def measure(
         ]
         for g in wanted:
             under_way.setdefault(
-                g.name, Moments(g.width, [m.shape[0] for m in g.maps], len({g.layer, *g.uses}))
+                g.name,
+                Moments(g.width, [m.shape[0] for m in g.maps], len({g.layer, *g.uses}), walk.device),
             )
         moments = [under_way[g.name] for g in wanted]
         x = hidden.pop()
         for part in _split(len(walk.ids), held_out, batch):
             for m in moments:
                 m.contexts, m.learning = part.stop - part.start, part.stop <= len(walk.ids) - held_out
-            leaf = x[part].detach().requires_grad_()
+            leaf = x[part].to(walk.device).detach().requires_grad_()
             with listen(wanted, moments), all_called(walk.layers[index]), torch.enable_grad():
-                walk.call(index, leaf).backward(gradient[part])
+                walk.call(index, leaf).backward(gradient[part].to(walk.device))
             assert leaf.grad is not None
             gradient[part] = leaf.grad
         if done := [g for g in wanted if g.layer == index]:
@@ -102,15 +104,16 @@ def _output_side(
     generator = torch.Generator().manual_seed(seed)
     width = walk.model.get_output_embeddings().weight.shape[1]  # type: ignore[operator]
     vocabulary = walk.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    h, g, frequency = torch.zeros(width, width), torch.zeros(vocabulary), torch.zeros(vocabulary)
+    h = torch.zeros(width, width, device=walk.device)
+    g, frequency = (torch.zeros(vocabulary, device=walk.device) for _ in range(2))
     gradient = torch.empty_like(last)
     batch = max(1, 2**26 // (vocabulary * last.shape[1]))
     weight = tokens = 0.0
     for part in _split(len(last), held_out, batch):
-        leaf, final, logits = walk.tail(last[part], walk.ids[part])
+        leaf, final, logits = walk.tail(last[part].to(walk.device), walk.ids[part])
         p = logits.detach().float().softmax(-1).flatten(0, 1)
         # One uniform number a token, by the inverse of the distribution: torch.multinomial draws one an entry.
-        draw = torch.rand(len(p), 1, generator=generator)
+        draw = torch.rand(len(p), 1, generator=generator).to(p.device)
         label = torch.searchsorted(p.cumsum(-1), draw).clamp_max_(vocabulary - 1)
         if part.stop <= len(last) - held_out:
             variance = p * (1 - p)
@@ -126,7 +129,8 @@ def _output_side(
         assert leaf.grad is not None
         gradient[part] = leaf.grad
         progress("output distribution", part.stop, len(last))
-    return gradient, {"h": h / weight, "g": g / tokens, "frequency": frequency / tokens}
+    found = {"h": h / weight, "g": g / tokens, "frequency": frequency / tokens}
+    return gradient, {name: moment.cpu() for name, moment in found.items()}
 
 
 def _split(count: int, held_out: int, batch: int) -> Iterator[slice]:

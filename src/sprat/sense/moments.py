@@ -13,6 +13,7 @@ from torch import Tensor
 from sprat.sense.statistics import SKIP, GroupStatistics
 from sprat.source.maps import Group
 
+CPU = torch.device("cpu")
 #: Tokens of held-out contexts whose inputs are kept, to compare predicted with real distortion.
 PROBES = 256
 #: Of groups with more than so many outputs an input only the diagonal of G is kept: that of a gated feed-forward's two
@@ -49,6 +50,8 @@ class Moments:
     width: int
     rows: list[int]
     uses: int
+    device: torch.device = CPU
+    """Where all of it lies."""
     h: Tensor = field(init=False)
     g: Tensor = field(init=False)
     fisher: Tensor = field(init=False)
@@ -61,10 +64,11 @@ class Moments:
     probes: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.h = torch.zeros(self.width, self.width)
+        self.h = torch.zeros(self.width, self.width, device=self.device)
         outputs = sum(self.rows)
-        self.g = torch.zeros(outputs)
-        self.fisher = torch.zeros(outputs, outputs) if outputs <= WIDE * self.width else torch.zeros(0, 0)
+        self.g = torch.zeros(outputs, device=self.device)
+        full = outputs if outputs <= WIDE * self.width else 0
+        self.fisher = torch.zeros(full, full, device=self.device)
 
     def add_input(self, x: Tensor) -> None:
         """x: (batch, context, n), or (batch · context, n). Held-out contexts only leave their probes.
@@ -78,7 +82,7 @@ class Moments:
             self.tokens += len(flat)
             self.served += len(own)
         else:
-            self.probes.append(own.to(torch.bfloat16))
+            self.probes.append(own.to(torch.bfloat16).cpu())
 
     def _tokens(self, x: Tensor) -> Tensor:
         """(tokens, n) of (batch, context, n), the first of each context left out."""
@@ -99,12 +103,13 @@ class Moments:
                 add_gram(self.fisher, _without_zeros(stacked))
 
     def finish(self) -> GroupStatistics:
+        """What is kept, on the CPU."""
         probes = torch.cat(self.probes) if self.probes else torch.zeros(0, self.width, dtype=torch.bfloat16)
         keep = torch.linspace(0, max(len(probes) - 1, 0), min(PROBES, len(probes))).long()
         assert not self.gradients, "a map of the group was not used by the layer"
         uses = self.uses / self.tokens
         h, g, fisher = self.h / ((self.served + self.lent) or 1.0), self.g * uses, self.fisher * uses
-        return GroupStatistics(h, g, fisher, probes[keep].clone(), self.served)
+        return GroupStatistics(h.cpu(), g.cpu(), fisher.cpu(), probes[keep].clone(), self.served)
 
 
 def _without_zeros(rows: Tensor) -> Tensor:

@@ -24,12 +24,14 @@ class _Captured(Exception):
 
 
 class Walk:
-    """The layers of `model` and how to call them on hidden states (batch, context, width)."""
+    """The layers of `model` and how to call them on hidden states (batch, context, width), which lie where it does."""
 
     def __init__(self, model: nn.Module, ids: Tensor):
-        """ids: (contexts, context) int64; all contexts have the same length, so one mask serves every batch."""
+        """ids: (contexts, context) int64 on the CPU, as all ids here; all contexts have the same length, so one mask
+        serves every batch."""
         self.model = model
         self.ids = ids
+        self.device = next(model.parameters()).device
         _, self.layers = decoder_layers(model)  # type: ignore[arg-type]
 
     @functools.cached_property
@@ -44,11 +46,14 @@ class Walk:
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
         try:
             with torch.no_grad():
-                self.model(input_ids=self.ids[:1], use_cache=False)
+                self._run(self.ids[:1])
         finally:
             for hook in hooks:
                 hook.remove()
         return seen
+
+    def _run(self, ids: Tensor) -> Any:
+        return self.model(input_ids=ids.to(self.device), use_cache=False)
 
     def call(self, index: int, hidden: Tensor) -> Tensor:
         """Layer `index` on (batch, context, width)."""
@@ -67,7 +72,7 @@ class Walk:
         hook = self.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             with torch.no_grad():
-                self.model(input_ids=ids, use_cache=False)
+                self._run(ids)
         except _Captured:
             pass
         finally:
@@ -75,13 +80,14 @@ class Walk:
         return found[0]
 
     def boundaries(self, batch: int, progress: Progress = silent) -> list[Tensor]:
-        """Hidden states before every layer and behind the last: layers + 1 tensors (contexts, context, width)."""
-        total = len(self.ids) * (len(self.layers) + 1)
-        out = [torch.cat([self.embed(self.ids[b]) for b in batches(len(self.ids), batch)])]
+        """Hidden states before every layer and behind the last: layers + 1 tensors (contexts, context, width), on the
+        CPU, since a GPU may not hold them all."""
+        total, parts = len(self.ids) * (len(self.layers) + 1), list(batches(len(self.ids), batch))
+        out = [torch.cat([self.embed(self.ids[b]).cpu() for b in parts])]
         for index in range(len(self.layers)):
             progress("hidden states", (index + 1) * len(self.ids), total)
             with torch.no_grad():
-                out.append(torch.cat([self.call(index, out[-1][b]) for b in batches(len(self.ids), batch)]))
+                out.append(torch.cat([self.call(index, out[-1][b].to(self.device)).cpu() for b in parts]))
         progress("hidden states", total, total)
         return out
 
@@ -96,7 +102,7 @@ class Walk:
         hook = self.layers[-1].register_forward_hook(keep)
         try:
             with torch.no_grad():
-                self.model(input_ids=ids, use_cache=False)
+                self._run(ids)
         except _Captured:
             pass
         finally:
@@ -106,7 +112,7 @@ class Walk:
     def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logits (batch, context, vocabulary) of what left the last layer, without gradient; ids as for `tail`."""
         with self._skipping(lambda: hidden), torch.no_grad():
-            return self.model(input_ids=ids, use_cache=False).logits
+            return self._run(ids).logits
 
     def tail(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From behind the last layer to the logits, differentiable in the first of the returned tensors.
@@ -122,7 +128,7 @@ class Walk:
         hook = output.register_forward_pre_hook(lambda _, args: final.append(args[0]))
         try:
             with self._skipping(lambda: leaf), torch.enable_grad():
-                logits = self.model(input_ids=ids, use_cache=False).logits
+                logits = self._run(ids).logits
         finally:
             hook.remove()
         return leaf, final[0].detach(), logits

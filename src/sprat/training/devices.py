@@ -1,13 +1,19 @@
-"""Where a training computes: on the processor, or on a GPU that PyTorch knows as `cuda` (NVIDIA's, AMD's by ROCm)."""
+"""Where models compute: on the processor, or on a GPU that PyTorch knows as `cuda` (NVIDIA's, AMD's by ROCm)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from sprat.errors import SpratError, nearest
+from sprat.sizes import format_bytes
 from sprat.training import processes
+
+CPU = torch.device("cpu")
 
 
 def gpus() -> int:
@@ -26,12 +32,36 @@ def find(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
         raise SpratError(f"unknown device {name!r}{nearest(name, ['cpu', 'cuda'])}: {_among(there)}")
     if kind == "cpu":
-        return torch.device("cpu")
+        return CPU
     index = int(number) if number else _own()
     if index >= gpus():
         of = f" for process {index} of this machine" if not number and index else ""
         raise SpratError(f"no device {name!r}{of}: {_among(there)}")
     return torch.device("cuda", index)
+
+
+@contextmanager
+def lent(device: torch.device, *models: nn.Module) -> Iterator[None]:
+    """Within it the models lie on `device`, behind it on the processor again.
+
+    Raises SpratError where the GPU's memory ends.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    try:
+        for model in models:
+            model.to(device)
+        yield
+    except torch.OutOfMemoryError as error:
+        size = sum(p.nbytes for model in set(models) for p in model.parameters())
+        raise SpratError(
+            f"out of memory on {device}, where the model alone takes {format_bytes(size)}: --device cpu has the "
+            "machine's own memory"
+        ) from error
+    finally:
+        for model in models:
+            model.to("cpu")
 
 
 def said(device: torch.device) -> str:

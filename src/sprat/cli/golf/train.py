@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the checkpoint beside FILE, if there is one"
     )
     parser.add_argument("--threads", type=whole, metavar="N", help="threads to compute with")
-    add_device(parser)
+    add_device(parser, "where it is trained (with torchrun cuda is each process's own)")
     add_settings(parser)
     parser.add_argument(
         "--teacher",
