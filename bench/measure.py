@@ -6,6 +6,7 @@ import copy
 import importlib
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ class Bench:
         work: Path,
         seed: int,
         tokens: int,
+        also: Callable[[nn.Module], dict[str, Any]] = lambda model: {},
     ):
         """model: what `sprat.fit` is given; work: where files lie while they are measured; tokens: 0 for the
-        recipe's default."""
+        recipe's default; also: more figures of a peer's model."""
         self.source, self.model, self.judge, self.texts = source, model, judge, texts
-        self.work, self.seed, self.tokens = work, seed, tokens
+        self.work, self.seed, self.tokens, self.also = work, seed, tokens, also
         self._moments: tuple[str, Moments] | None = None
         self._linear: tuple[dict[str, Any], dict[str, Grouped]] | None = None
 
@@ -125,6 +127,7 @@ class Bench:
             "bits_per_weight": round(8 * weight.disk / weights, 4),
             "sha256": digest,
             **self.judge.score(model, progress),
+            **self.also(model),
         }
 
     def _checkpoint(self, row: Row, progress: Progress) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import sprat
 from bench import healing, texts
@@ -32,11 +33,13 @@ from sprat.folders import write_whole
 from sprat.heal import heal
 from sprat.progress import Progress
 from sprat.prove.proof import machine, sha256, versions
-from sprat.prove.tasks.run import read_tasks, run_tasks
+from sprat.prove.tasks.requests import words_of_transformers
+from sprat.prove.tasks.run import Questions, ask, original_scorer, read_tasks, run_tasks
+from sprat.prove.tasks.torch_scorer import TorchScorer
 from sprat.recipe import Recipe
 from sprat.run.measure import measure
 from sprat.run.model import to_torch
-from sprat.source.load import load
+from sprat.source.load import Source, load
 
 SCHEMA = "sprat.techniques/1"
 EXAMPLES = """\
@@ -108,7 +111,7 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
     questions = read_tasks([str(path) for path in options.tasks], options.items)
     with bars() as progress:
         judge = Judge(source.model, contexts(source, paths["evaluation"], options.contexts, 512), 0, progress)
-    peers = Bench(source, options.model, judge, paths, files, 0, 0)
+    peers = Bench(source, options.model, judge, paths, files, 0, 0, _asking(source, questions))
     record.data["original"] = {"name": source.name, "sha256": source.hash, "bytes": source.original_bytes}
     for number, row in enumerate(todo):
         print(f"[{number + 1}/{len(todo)}] {row.name}", file=sys.stderr, flush=True)
@@ -123,10 +126,23 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
                     result["tasks"] = run_tasks(
                         source, artifact, questions, threads=1, remember=True, progress=progress
                     )
-                for task in result["tasks"]:  # a record says which file, not where it lay
-                    task["source"]["path"] = Path(task["source"]["path"]).name
+        for task in result.get("tasks", []):  # a record says which file, not where it lay
+            task["source"]["path"] = Path(task["source"]["path"]).name
         record.add(row.name, result)
         print(f"    {result['bytes']:,} bytes, KL {result['kl']['value']:.4f}", file=sys.stderr, flush=True)
+
+
+def _asking(source: Source, questions: Questions) -> Callable[[nn.Module], dict[str, Any]]:
+    """What asks a peer's model the questions, through torch as the original."""
+
+    def asked(model: nn.Module) -> dict[str, Any]:
+        if not questions.local:
+            return {}
+        peer = TorchScorer(model, words_of_transformers(source.tokenizer), "peer's")
+        with bars() as progress:
+            return {"tasks": ask(lambda: (original_scorer(source, True), peer), questions, progress=progress)}
+
+    return asked
 
 
 def _ours(row: Row, options: argparse.Namespace, judge: Judge, progress: Progress) -> dict[str, Any]:

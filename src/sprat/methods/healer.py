@@ -78,13 +78,14 @@ def tokens_for(minutes: float | None, processes: int = 1) -> int:
 
 
 def memory(rounded: nn.Module, entries: Mapping[str, Entry], deep: bool, context: int) -> int:
-    """Bytes that a healing takes, about: both models, a context's pass, and with `deep` gradients and latents."""
+    """Bytes that a healing takes, about: both models, a context's pass or, at the end, a third model that is compared;
+    with `deep` gradients and latents."""
     size = next(rounded.parameters()).itemsize
     parameters = sum(p.numel() for p in rounded.parameters())
     shapes = [entry.tensor.shape for entry in entries.values() if not isinstance(entry.tensor, Dense)]
     widths, vocabulary = sum(map(sum, shapes)), max(rows for rows, _ in shapes)
     of_context = 2 * size * context * (widths + 2 * vocabulary)
-    return 2 * size * parameters + of_context + deep * (size + 8) * parameters
+    return 2 * size * parameters + max(of_context, size * parameters) + deep * (size + 8) * parameters
 
 
 @contextmanager

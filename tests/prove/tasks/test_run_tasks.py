@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bench.techniques import _asking
 from task_files import rows, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sprat
 from sprat.errors import ProofError
 from sprat.prove.tasks.local import Outcome
-from sprat.prove.tasks.run import _perplexities, run_tasks
+from sprat.prove.tasks.run import _perplexities, read_tasks, run_tasks
 from sprat.run.model import to_torch
+from sprat.source.load import load
 from tiny_model import write_file
 
 
@@ -76,6 +78,21 @@ def test_figures_against_whole_forward_passes(source, entries):
         for row in rows("blimp", 40)
     ]
     assert entries[2]["accuracy_original"]["value"] == pytest.approx(np.mean(right))
+
+
+def test_a_model_that_is_no_file_is_asked_the_same(tiny, source, names, tmp_path, monkeypatch):
+    """What bench.techniques asks of other tools' models: through torch, beside the original's remembered answers."""
+    monkeypatch.setenv("SPRAT_CACHE", str(tmp_path))
+    artifact = sprat.open(tiny.file)
+    known = load(tiny.folder, dtype=torch.float32)
+    found = _asking(known, read_tasks(names))(to_torch(artifact, "float32"))["tasks"]
+    wanted = run_tasks(source, artifact, names, engine="torch")
+    for entry, same in zip(found, wanted, strict=True):
+        for figure in ("accuracy_original", "accuracy_compressed", "flips", "mcnemar_p"):
+            assert entry[figure] == same[figure]
+    again = _asking(known, read_tasks(names))(known.model)["tasks"]
+    assert all(entry["remembered"] and entry["flips"] == {"lost": 0, "won": 0} for entry in again)
+    assert _asking(known, read_tasks([]))(known.model) == {}
 
 
 def test_the_files_own_model_flips_nothing(tiny, names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +73,18 @@ def run_tasks(
     def scorers() -> tuple[Scorer, Scorer]:
         return original_scorer(original, remember), theirs
 
-    entries = [_local(task, scorers(), seed, progress) for task in asked.local]
-    return entries + (asked.harness.run(scorers(), progress) if asked.harness else [])
+    return ask(scorers, asked, seed, progress)
+
+
+def ask(
+    scorers: Callable[[], tuple[Scorer, Scorer]],
+    questions: Questions,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """As `run_tasks`, of whatever answers. scorers: the original's and the other's, made anew for each task."""
+    entries = [_local(task, scorers(), seed, progress) for task in questions.local]
+    return entries + (questions.harness.run(scorers(), progress) if questions.harness else [])
 
 
 def is_file(name: str) -> bool:
