@@ -151,7 +151,7 @@ def test_what_a_gpu_is_not_counted_by_and_one_that_is_not_there(tmp_path, monkey
     (tmp_path / "r.toml").write_text("layers = 2\n")
     words_ = ["golf", "train", str(tmp_path / "r.toml"), "--cap", "80kB", "--tokens", "999", "-o", str(out)]
     assert main([*words_, "--text", str(texts[0]), "--device", "gpu"]) == 2
-    assert "unknown device 'gpu'" in capsys.readouterr().err
+    assert "unknown device 'gpu' (did you mean 'cuda'?)" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -30,7 +30,8 @@ def find(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     there = ["cpu", *(f"cuda:{i}" for i in range(gpus()))]
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise SpratError(f"unknown device {name!r}{nearest(name, ['cpu', 'cuda'])}: {_among(there)}")
+        meant = " (did you mean 'cuda'?)" if kind == "gpu" else nearest(name, ["cpu", "cuda"])
+        raise SpratError(f"unknown device {name!r}{meant}: {_among(there)}")
     if kind == "cpu":
         return CPU
     index = int(number) if number else _own()
