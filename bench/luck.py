@@ -98,6 +98,7 @@ def _measure(record: Record, options: argparse.Namespace) -> None:
                 model = to_torch(artifact, "float32")
                 scores = {name: judge.score(model, progress) for name, judge in judges.items()}
             about = {"bytes": fitted.nbytes, "predicted_kl": fitted.predicted_kl}
+            about["seconds"] = {stage: round(spent, 1) for stage, spent in fitted.seconds.items()}
             record.add(row, about | {"held_out_kl": fitted.measured_kl, **scores})
 
 
@@ -122,9 +123,18 @@ def page(record: Record) -> str:
     first = next(iter(rows), "")
     # Rows of the first record have no text of the model's own.
     names = [name for name in (*FOREIGN, OWN) if all(name in row for row in rows.values())]
-    head = ["text", "held out", *(f"KL, {name}" for name in names), *(f"× {first}, {n}" for n in names)]
+    # Rows of the first records have no times.
+    timed = any(row.get("seconds", {}).get("healing") for row in rows.values())
+    head = ["text", *["healing, s"] * timed, "held out", *(f"KL, {name}" for name in names)]
+    head += [f"× {first}, {name}" for name in names]
     lines = [
-        [row, f"{rows[row]['held_out_kl']:.4f}", *_figures(rows[row], rows[first], names)] for row in rows
+        [
+            name,
+            *[f"{row.get('seconds', {}).get('healing', 0):.0f}"] * timed,
+            f"{row['held_out_kl']:.4f}",
+            *_figures(row, rows[first], names),
+        ]
+        for name, row in rows.items()
     ]
     remarks = record.path.parent / "remarks.md"
     said = remarks.read_text("utf-8").strip() if remarks.exists() else ""

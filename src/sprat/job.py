@@ -146,6 +146,7 @@ def start(
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
     sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
+    Targets(source, Cache({}), recipe).dense()  # refuses what its type cannot hold
     reduced = removals.wanted(recipe)
     if reduced:
         removals.refuse(source, recipe)

@@ -35,9 +35,18 @@ def test_rows_beside_the_first_and_none_measured_again(call, tmp_path, monkeypat
     for text in (*luck.FOREIGN, luck.OWN):
         ratio = second[text]["kl"]["value"] / first[text]["kl"]["value"]
         assert f"{ratio:.3f} (" in page and f"× {ROWS[0]}, {text}" in page
-    assert f"{first['held_out_kl']:.4f}" in page
+    assert f"{first['held_out_kl']:.4f}" in page and "healing, s" not in page
+    assert first["seconds"]["rounding"] > 0 and "healing" not in first["seconds"]
     monkeypatch.setattr("sprat.fit", lambda *_, **__: pytest.fail("measured again"))
     assert call(*ROWS) == 0
+
+
+def test_a_row_that_heals_says_for_how_long(call, tmp_path):
+    assert call(ROWS[0], f"{ROWS[0]},heal=4") == 0
+    rows = json.loads((tmp_path / "record" / "result.json").read_text())["rows"]
+    spent = rows[f"{ROWS[0]},heal=4"]["seconds"]["healing"]
+    page = (tmp_path / "record" / "README.md").read_text()
+    assert spent > 0 and f"| {ROWS[0]} | 0 |" in page and f"| {ROWS[0]},heal=4 | {spent:.0f} |" in page
 
 
 @pytest.mark.parametrize(
