@@ -29,6 +29,7 @@ from sprat.cli.terminal import bars
 from sprat.errors import SpratError
 from sprat.folders import write_whole
 from sprat.progress import Progress
+from sprat.prove.chart import COLOURS, Chart, Series
 from sprat.prove.environment import machine, versions
 from sprat.prove.text import Contexts
 from sprat.recipe import Recipe
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.only_report:
             _measure(record, options)
         write_whole(options.record / "README.md", page(record))
+        if found := course(record):
+            write_whole(options.record / "heal.svg", found.svg())
     except SpratError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -149,7 +152,37 @@ def page(record: Record) -> str:
         + "the second half of each, float32; 95 % intervals over contexts, those of the ratios paired. Held out: on "
         "contexts of the fit's own text."
     )
-    return "\n\n".join(filter(None, [intro, table(head, lines), said, f"## How\n\n{calls}"])) + "\n"
+    curve = "![KL against minutes of healing](heal.svg)" if course(record) else ""
+    return "\n\n".join(filter(None, [intro, table(head, lines), curve, said, f"## How\n\n{calls}"])) + "\n"
+
+
+def course(record: Record) -> Chart | None:
+    """KL against the minutes of healing, where rows differ in nothing else and there are three of them."""
+    rows = {name: row for name, row in record.rows.items() if "seconds" in row}
+    alike = {
+        ",".join(part for part in name.split(",") if not part.startswith("heal")) for name in record.rows
+    }
+    if len(alike) > 1 or len(rows) < 3:
+        return None
+    ordered = sorted(rows.values(), key=lambda row: row["seconds"].get("healing", 0.0))
+    series = []
+    for text, colour in zip((*FOREIGN, OWN), COLOURS, strict=False):
+        if all(text in row for row in ordered):
+            kl = [row[text]["kl"] for row in ordered]
+            points = [
+                (row["seconds"].get("healing", 0) / 60, k["value"])
+                for row, k in zip(ordered, kl, strict=True)
+            ]
+            series.append(Series(text, points, colour, intervals=[(k["low"], k["high"]) for k in kl]))
+    about = record.data["settings"]
+    return Chart(
+        f"{about['model']} at {about['budget']}: what healing wins in minutes",
+        f"{about['contexts']} contexts of {LENGTH} tokens of each text, 95 % intervals over contexts",
+        "minutes of healing",
+        "KL, nats a token",
+        series,
+        y_log=False,
+    )
 
 
 def _figures(row: dict[str, Any], base: dict[str, Any], names: Sequence[str]) -> list[str]:

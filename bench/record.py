@@ -53,8 +53,11 @@ class Record:
     def rows(self) -> dict[str, dict[str, Any]]:
         return self.data["rows"]
 
-    def forget(self, pattern: str) -> None:
-        for name in fnmatch.filter(list(self.rows), pattern):
+    def forget(self, patterns: str) -> None:
+        """Rows of these names, patterns by commas, are to be measured again."""
+        for name in [
+            name for name in self.rows if any(fnmatch.fnmatch(name, p) for p in patterns.split(","))
+        ]:
             del self.rows[name]
 
     def add(self, name: str, row: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -42,10 +43,18 @@ def test_rows_beside_the_first_and_none_measured_again(call, tmp_path, monkeypat
 
 
 def test_a_row_that_heals_says_for_how_long(call, tmp_path):
+    """And where rows differ in that alone, three of them are a curve."""
     assert call(ROWS[0], f"{ROWS[0]},heal=4") == 0
+    assert not (tmp_path / "record" / "heal.svg").exists()
     rows = json.loads((tmp_path / "record" / "result.json").read_text())["rows"]
     spent = rows[f"{ROWS[0]},heal=4"]["seconds"]["healing"]
     page = (tmp_path / "record" / "README.md").read_text()
+    assert call(ROWS[0], f"{ROWS[0]},heal=4", f"{ROWS[0]},heal=8") == 0
+    picture = ElementTree.parse(tmp_path / "record" / "heal.svg")
+    assert len(picture.findall(".//{*}polyline")) == 3  # a line a text
+    assert "heal.svg" in (tmp_path / "record" / "README.md").read_text()
+    assert call(ROWS[1]) == 0  # a row of another text
+    assert "heal.svg" not in (tmp_path / "record" / "README.md").read_text()
     assert spent > 0 and f"| {ROWS[0]} | 0 |" in page and f"| {ROWS[0]},heal=4 | {spent:.0f} |" in page
 
 
