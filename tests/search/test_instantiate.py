@@ -83,9 +83,24 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys):
     with pytest.raises(RecipeError, match="417M"):
         count_of("many")
     assert count_of("417M") == 417_000_000 and count_of("1.5B") == 1_500_000_000 and count_of("9,000") == 9000
-    shape = ["--width", "64", "--layers", "2", "--ffn", "96", "--vocab", "300"]
-    assert main(["search", "count", *shape, "--heads", "4", "--equation", "monark(4)"]) == 2
+    shape = [
+        "--width",
+        "64",
+        "--layers",
+        "3",
+        "--ffn",
+        "160",
+        "--vocab",
+        "300",
+        "--heads",
+        "4",
+        "--kv-heads",
+        "2",
+    ]
+    assert main(["search", "count", *shape, "--equation", "monark(4)"]) == 2
     assert "did you mean 'monarch'" in capsys.readouterr().err
-    assert main(["search", "count", *shape, "--heads", "4", "--equation", "monarch(4)"]) == 0
-    assert "dense: numbers" in capsys.readouterr().out
+    assert main(["search", "count", *shape, "--equation", "monarch(4)"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"numbers in all {numbers_of(parse('monarch(4)'), SHAPE):,} " in said
+    assert "dense: numbers" in said
     assert not list(tmp_path.iterdir())

@@ -151,8 +151,9 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _count(arguments: argparse.Namespace) -> None:
     from sprat.equations.network import parse
+    from sprat.search.instantiate import network_of
 
-    shape, equation = _read_shape(arguments), parse(arguments.equation or "dense")
+    shape, equation = network_of(_read_shape(arguments)), parse(arguments.equation or "dense")
     equation.check(shape)
     parts = equation.parameters(shape)
     total = sum(parts.values())

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,14 @@ def count_of(text: str) -> int:
     return int(value)
 
 
+def network_of(shape: Shape) -> Shape:
+    """`shape` with the norms of queries and keys that every network made of equations has."""
+    return replace(shape, head_norms=2 * shape.head_dim)
+
+
 def numbers_of(equation: Equation, shape: Shape) -> int:
     """All that is stored, the norms of queries and keys among them."""
-    return sum(equation.parameters(shape).values()) + 2 * shape.layers * shape.head_dim
+    return sum(equation.parameters(network_of(shape)).values())
 
 
 def default(shape: Shape, most: int) -> Equation:
@@ -100,7 +106,7 @@ def instantiate(
     progress("running", 0, 1)
     speed = _measured(out, threads, tokens)
     progress("running", 1, 1)
-    dense = shape.parameters + 2 * shape.layers * shape.head_dim
+    dense = network_of(shape).parameters
     return {
         "equation": str(chosen),
         "numbers": numbers,
