@@ -117,3 +117,18 @@ def test_the_flags_set_the_recipe(tiny, tmp_path, capsys):
 def test_a_pattern_that_divides_nothing_is_refused_before_anything_long(tiny, tmp_path):
     with pytest.raises(RecipeError, match=r"2:5 does not divide model\.layers\.0.* 32; .*2:4"):
         sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=Recipe(sparsity="2:5"))
+    with pytest.raises(RecipeError, match=r"8:24 does not divide model\.layers\.0.* 32; .*5:16"):
+        sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=Recipe(sparsity="8:24", ffn=0.8))
+
+
+@pytest.mark.parametrize(("pattern", "ffn", "left"), [("2:4", 0.8, 52), ("8:16", 0.8, 48), ("2:4", 0.99, 64)])
+def test_of_the_neurons_whole_groups_of_the_pattern_stay(tiny, tmp_path, pattern, ffn, left):
+    """Of 64 neurons."""
+    recipe = Recipe(context=64, tokens=2112, heal=0, sparsity=pattern, ffn=ffn)
+    sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=recipe)
+    with sprat.open(tmp_path / "f.sprat") as artifact:
+        assert artifact.provenance["structure"]["ffn"] == {"of": 64, "kept": left}
+        kept, group = map(int, pattern.split(":"))
+        for lattice in layers_of(artifact):
+            groups = lattice.q.reshape(len(lattice.q), -1, group)
+            assert ((groups != 0).sum(axis=2) <= kept).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sprat
-from families import CONFIGS, contexts, tiny_model
+from families import ALL, contexts, tiny_model
 from sprat.prove.metrics import compare
 from sprat.prove.text import Contexts
 from sprat.recipe import Recipe
@@ -16,7 +16,7 @@ from sprat.run.model import to_torch
 from sprat.source.maps import head
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ALL)
 def test_fit_open_and_compare(family, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("SPRAT_CACHE", str(tmp_path / "cache"))
     folder, file = shutil.copytree(tiny.folder, tmp_path / "model"), tmp_path / "half.sprat"
@@ -33,7 +33,7 @@ def test_fit_open_and_compare(family, tiny, tmp_path, monkeypatch):
     stored = {m for entry in artifact.entries().values() for m in entry.maps}
     assert stored == {name for name, _ in original.named_parameters()}
     rebuilt = to_torch(artifact)
-    assert head(rebuilt).tied == CONFIGS[family].tie_word_embeddings
+    assert head(rebuilt).tied == ALL[family].tie_word_embeddings
     kl = compare(original, rebuilt, Contexts(contexts(8, 32).numpy(), np.ones(8), 1)).kl
     # Measured: 0.0003 to 0.002. A map in the wrong place costs more than 0.1.
     assert np.isfinite(kl).all() and 0 < kl.mean() < 0.01

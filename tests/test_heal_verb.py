@@ -123,6 +123,16 @@ def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch, ra
     assert not out.exists()
     with pytest.raises(SpratError, match="of another run: its seed is 0, this one's 1"):
         heal(file, folder, out, budget="100%", **options, resume=True, seed=1)
+    twice = {name: 2 * options[name] for name in ("rate", "contexts", "tokens")}
+    named = {"rate": "schedule", "contexts": "schedule", "tokens": "text"}
+    others = [({name: value}, named[name]) for name, value in twice.items()]
+    # As many steps, of four contexts.
+    others += [({"rank": rank + 1}, "rank"), ({"deep": True, "rank": 0, "contexts": 160}, "deep")]
+    for changed, name in others:
+        with pytest.raises(SpratError, match=f"of another run: its {name} is"):
+            heal(file, folder, out, budget="100%", **(options | changed), resume=True)
+    with pytest.raises(SpratError, match="of another run: its file is"):
+        heal(rounded(folder, tmp_path / "other.sprat", 3), folder, out, budget="100%", **options, resume=True)
     heal(file, folder, out, budget="100%", **options, resume=True)
     assert out.read_bytes() == whole.read_bytes()
     assert not checkpoint_path(out).exists()
@@ -275,10 +285,11 @@ def test_refusals(made, tmp_path):
         heal(file, folder, tmp_path / "out.sprat", resume=True, **OPTIONS)
 
 
-def test_a_disk_that_is_full_at_the_end_costs_no_training(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 1e6])
+def test_a_disk_that_is_full_at_the_end_costs_no_training(made, tmp_path, monkeypatch, seconds):
     folder, file, _ = made
     out = tmp_path / "out.sprat"
-    monkeypatch.setattr(healing, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(healing, "CHECKPOINT_SECONDS", seconds)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -326,6 +337,16 @@ def test_ctrl_c_says_how_to_go_on(made, tmp_path, capfd, monkeypatch):
         checkpoint_path(out).write_bytes(b"")
         raise KeyboardInterrupt
 
+    def at_once(*_, **__):
+        raise KeyboardInterrupt
+
+    command = ["heal", str(file), "--against", str(folder), "-o", str(out), "--contexts", "4"]
     monkeypatch.setattr(healing, "heal", stopped)
-    assert main(["heal", str(file), "--against", str(folder), "-o", str(out), "--contexts", "4"]) == 130
+    assert main(command) == 130
+    assert "the same command with --resume goes on from it" in capfd.readouterr().err
+    # What an earlier run left is none of this one, unless this one went on from it.
+    monkeypatch.setattr(healing, "heal", at_once)
+    assert main(command) == 130
+    assert "--resume" not in capfd.readouterr().err
+    assert main([*command, "--resume"]) == 130
     assert "the same command with --resume goes on from it" in capfd.readouterr().err

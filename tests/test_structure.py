@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 
 import sprat
 from families import CONFIGS, contexts, tiny_model
@@ -118,6 +118,33 @@ def test_what_there_is_not_is_refused(tiny, tmp_path):
 def test_families_without_groups_are_refused_by_name(tiny, tmp_path):
     with pytest.raises(SourceError, match=r"GPT2LMHeadModel.*kv_heads"):
         sprat.fit(_folder("gpt2", tiny, tmp_path), "50%", tmp_path / "x.sprat", recipe=quick(kv_heads=1))
+
+
+def test_a_layer_less_of_a_family_whose_maps_see_a_batch_in_one_row(tiny, tmp_path):
+    file = tmp_path / "x.sprat"
+    sprat.fit(_folder("opt", tiny, tmp_path), "60%", file, recipe=quick(remove_layers=1))
+    with sprat.open(file) as artifact:
+        assert to_torch(artifact).config.num_hidden_layers == 1
+
+
+def test_a_family_that_fixes_its_heads_is_refused_by_name(tiny, tmp_path):
+    """StableLM's maps are as wide as its model, whatever its config says of heads."""
+    folder = shutil.copytree(tiny.folder, tmp_path / "model")
+    config = StableLmConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(
+        SourceError, match="StableLmForCausalLM does not allow what would be left: size mismatch"
+    ):
+        sprat.fit(folder, "50%", tmp_path / "x.sprat", recipe=quick(kv_heads=1))
 
 
 def test_flags_set_the_recipe_and_inspect_says_so(tiny, tmp_path, capsys):

@@ -66,7 +66,9 @@ def build(job: Job, level: float) -> tuple[rounding.Rounded, Assembled]:
     """The whole model at `level`, and its file."""
     recipe = job.recipe
     if recipe.sequential:
-        ids = torch.as_tensor(job.calibration.ids)[: max(1, recipe.sequential_tokens // recipe.context)]
+        # The held-out contexts judge what comes of it.
+        ids = torch.as_tensor(job.calibration.ids)[: -recipe.held_out]
+        ids = ids[: max(1, recipe.sequential_tokens // recipe.context)]
         rounded = round_sequentially(job.targets, level, recipe, entropy.prior_tables(), ids, job.progress)
     else:
         tables = entropy.prior_tables()
@@ -92,6 +94,7 @@ def healed(job: Job, fitted: Fitted, fits: Callable[[Fitted], bool]) -> list[Fit
             text,
             Schedule(recipe.heal_rate, length, seconds),
             accumulate=contexts_a_step(recipe.heal_deep),
+            seed=job.seed,
             name="healing",
             progress=job.progress,
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sprat import assembly
 from sprat.coding.tokenizer import pack
-from sprat.errors import BudgetError
+from sprat.errors import BudgetError, RecipeError
 from sprat.job import Job
 from sprat.level import predict, search
 from sprat.level.curve import curve
@@ -68,8 +68,22 @@ def nearer(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Limits:
     if limits.ram is None:
         return limits
     limits.refuse_memory(assembly.layout_floor(job, spreads), name, known=True)
+    _refuse_products(job, limits)
     kinds = ["ram"] if limits.file is None else ["file", "ram"]
     return max((replace(limits, first=kind) for kind in kinds), key=lambda found: level(job, found, spreads))
+
+
+def _refuse_products(job: Job, limits: Limits) -> None:
+    """RecipeError where products that healing would add take more memory than there is: none of it would be kept."""
+    if not job.recipe.heal_rank or limits.ram is None:
+        return
+    least = limits.cache + 2 * sum(math.prod(shape) for shape in job.targets.shapes(False))
+    if least > limits.ram:
+        raise RecipeError(
+            f"recipe: heal_rank = {job.recipe.heal_rank} is not allowed in {format_bytes(limits.ram)} of memory: the "
+            f"engine keeps maps with a product beside them in 16-bit integers, here {format_bytes(least)} with the "
+            "cache; leave it at 0, or allow more (ram)"
+        )
 
 
 def level(job: Job, limits: Limits, spreads: list[predict.Spread], share: float = 1.0) -> float:

@@ -145,12 +145,12 @@ def start(
     source = load(model, dtype=working_dtype(place))
     progress("loading the model", 1, 1)
     seconds["loading"] = time.monotonic() - started
-    sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
     Targets(source, Cache({}), recipe).dense()  # refuses what its type cannot hold
     reduced = removals.wanted(recipe)
     if reduced:
         removals.refuse(source, recipe)
     else:
+        sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(source.model))
         refuse(source)
     started = time.monotonic()
     texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)

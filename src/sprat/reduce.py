@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sprat import sparsity
 from sprat.level.check import Passage, held_out_kl
 from sprat.methods.structure import removals
 from sprat.methods.structure.anatomy import feed_forward
@@ -69,6 +70,8 @@ def reduce(
     settings = [recipe.held_out, recipe.shrinkage, seed, str(source.model.dtype)]
     key = {"reduced": VERSION, "model": source.hash, "text": text.hash, "settings": settings}
     key |= removals.asked(recipe)
+    if group := sparsity.parse(recipe.sparsity).group:
+        key["group"] = group  # as many neurons stay as it divides
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     removed, passages = dict[str, Any](), list[Passage]()
     if recipe.vocabulary:

@@ -46,7 +46,7 @@ def rounded(job: Job, limits: Limits, spreads: list[predict.Spread]) -> Trial:
     shrinkage mends them.
     """
     predicted_bytes, overhead = bounds.predicted(job, limits, spreads)
-    held_back = assembly.reserve(job) if limits.file is not None else 0
+    held_back = assembly.reserve(job) if limits.first == "file" else 0
     attempt = 0
     while True:
         with job.stage("rounding"):
@@ -84,7 +84,10 @@ def healed(trial: Trial, briefly: bool = False) -> Trial:
         return _weight(job, limits, found.rounded, found.file) <= limits.target
 
     with job.stage("healing"):
-        for found in assembly.healed(job, trial.rounded, fits):
+        candidates = assembly.healed(job, trial.rounded, fits)
+        if not candidates:
+            job.warnings.append("healing is not kept: with what it learnt no file stays within the budget")
+        for found in candidates:
             after = _measured(job, found)
             if after < best.measured:
                 best = replace(best, fitted=found, measured=after)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from families import CONFIGS, contexts, tiny_model
+from families import ALL, contexts, tiny_model
 from sprat.sense.walk import Walk, batches
 from sprat.source.maps import decoder_layers
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", sorted(ALL))
 def test_replay_equals_the_models_own_forward(family: str) -> None:
     model, ids = tiny_model(family), contexts(5, 17)
     seen: list[torch.Tensor] = []

@@ -74,6 +74,8 @@ def execute(arguments: argparse.Namespace) -> None:
     from sprat import heal as healing
     from sprat.training import processes
 
+    kept = healing.checkpoint_path(arguments.out)
+    found = _state(kept)
     with processes.joined() as first:
         try:
             with terminal.bars(first) as progress:
@@ -95,11 +97,18 @@ def execute(arguments: argparse.Namespace) -> None:
                     progress=progress,
                 )
         except KeyboardInterrupt:
-            if first and healing.checkpoint_path(arguments.out).is_file():
+            # One that an earlier run left is this one's only where it goes on from it.
+            if first and kept.is_file() and (arguments.resume or _state(kept) != found):
                 terminal.note("a checkpoint was kept: the same command with --resume goes on from it")
             raise
     if first:
         _show(result, arguments.file)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes where a file is written anew; None where there is none."""
+    found = path.stat() if path.is_file() else None
+    return found and (found.st_ino, found.st_mtime_ns)
 
 
 def _show(result: HealResult, file: Path) -> None:

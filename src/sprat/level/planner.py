@@ -79,7 +79,8 @@ def candidates(recipe: Recipe, layers: int, experts: int = 0) -> list[Candidate]
             name = f"{count} expert{'s' * (count > 1)} a layer fewer"
             found.append(Candidate(name, replace(plain, experts=experts - count)))
     if not recipe.sparsity:
-        found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in ("2:4", "0.5")]
+        patterns = ["2:4"] * (recipe.order == "natural") + ["0.5"]  # a pattern is of neighbours
+        found += [Candidate(f"zeros forced, {p}", replace(plain, sparsity=p)) for p in patterns]
         if not (recipe.heal_deep or recipe.heal_rank):  # neither goes with products
             name, beside = "low rank beside it", replace(plain, method="waterlevel+lowrank", rank=1)
             found.append(Candidate(name, beside))

@@ -27,29 +27,58 @@ class Walk:
     """The layers of `model` and how to call them on hidden states (batch, context, width), which lie where it does."""
 
     def __init__(self, model: nn.Module, ids: Tensor):
-        """ids: (contexts, context) int64 on the CPU, as all ids here; all contexts have the same length, so one mask
-        serves every batch."""
+        """ids: (contexts, context) int64 on the CPU, as all ids here; all contexts have the same length, so what one
+        of them has for a mask serves all."""
         self.model = model
         self.ids = ids
         self.device = next(model.parameters()).device
         _, self.layers = decoder_layers(model)  # type: ignore[arg-type]
+        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
 
     @functools.cached_property
-    def arguments(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """What the model passes to each layer besides hidden states, from one context (it broadcasts over a batch)."""
+    def _tuples(self) -> bool:
+        """Whether the layers give tuples, of which hidden states are the first."""
+        found: list[bool] = []
+
+        def keep(_: nn.Module, __: object, out: Any) -> None:
+            found.append(isinstance(out, tuple))
+            raise _Captured
+
+        hook = self.layers[0].register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                self._run(self.ids[:1])
+        except _Captured:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def arguments(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """What the model passes to each layer besides hidden states, for so many contexts: some families make masks
+        that do not broadcast. No layer computes anything for it."""
+        if batch in self._arguments:
+            return self._arguments[batch]
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        ids = self.ids[:1].expand(batch, -1)
+        hidden = self.embed(ids)
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             named = {k: v for k, v in kwargs.items() if k != "hidden_states"}
             seen.append((args if "hidden_states" in kwargs else args[1:], named))
+            if len(seen) == len(self.layers):
+                raise _Captured
 
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
-        try:
-            with torch.no_grad():
-                self._run(self.ids[:1])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with self._skipping(lambda: hidden), torch.no_grad():
+            hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
+            try:
+                self._run(ids)
+            except _Captured:
+                pass
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        self._arguments[batch] = seen
         return seen
 
     def _run(self, ids: Tensor) -> Any:
@@ -57,7 +86,7 @@ class Walk:
 
     def call(self, index: int, hidden: Tensor) -> Tensor:
         """Layer `index` on (batch, context, width)."""
-        args, kwargs = self.arguments[index]
+        args, kwargs = self.arguments(len(hidden))[index]
         out = self.layers[index](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
@@ -136,9 +165,10 @@ class Walk:
     @contextmanager
     def _skipping(self, value: Callable[[], Tensor]) -> Iterator[None]:
         forwards = [layer.forward for layer in self.layers]
+        tuples = self._tuples
         try:
             for layer in self.layers:
-                layer.forward = lambda *_, **__: value()  # type: ignore[method-assign]
+                layer.forward = lambda *_, **__: (value(),) if tuples else value()  # type: ignore[method-assign]
             yield
         finally:
             for layer, forward in zip(self.layers, forwards, strict=True):

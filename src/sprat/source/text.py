@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sprat.source.load import Source
 
 _PIECE = 1 << 20
+#: What streams have given.
+_READ: WeakKeyDictionary[BinaryIO, bytes] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _calibration(ids: np.ndarray, description: str, hashes: tuple[str, ...]) -> 
 
 def _read(spec: str, tokens: int) -> str:
     if spec == "-":
-        return _decode(sys.stdin.buffer.read(), "standard input")
+        return _decode(_standard_input(), "standard input")
     if spec.startswith("hub:"):
         return _data_set(spec, tokens)
     path = Path(spec).expanduser()
@@ -120,6 +123,14 @@ def _read(spec: str, tokens: int) -> str:
             "a text is a UTF-8 file, '-' (standard input), hub:NAME[:SPLIT] or self"
         )
     return _decode(path.read_bytes(), spec)
+
+
+def _standard_input() -> bytes:
+    """All of it, also when it is asked for again: every candidate of `--method auto` begins with its text."""
+    stream = sys.stdin.buffer
+    if stream not in _READ:
+        _READ[stream] = stream.read()
+    return _READ[stream]
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -11,6 +11,7 @@ take the same step; the first one's clock is everybody's, and it writes the chec
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sprat.errors import SpratError
 from sprat.progress import Progress, silent
 from sprat.training import processes
 from sprat.training.checkpoint import Checkpoint
@@ -74,8 +76,8 @@ def train(
 ) -> list[Point]:
     """Train on `contexts`: (contexts, context) int64, `accumulate` a step in each process; a point a step.
 
-    resume: go on from `checkpoint`, in as many processes. The last checkpoint stays, for what is done with the result
-    may fail: whoever has written that removes it.
+    resume: go on from `checkpoint`, in as many processes. The last checkpoint, of the end, stays, for what is done with
+    the result may fail: whoever has written that removes it.
     """
     points: list[Point] = []
     step, before = 0, 0.0
@@ -106,19 +108,20 @@ def train(
         mean = SMOOTH * mean + (1 - SMOOTH) * loss if len(points) > 1 else loss
         if checkpoint and seconds - kept > checkpoint.every:
             kept = seconds
-            random = processes.gathered(torch.get_rng_state())
-            if rank == 0:
-                checkpoint.save(
-                    {
-                        "learner": learner.state(),
-                        "points": [asdict(point) for point in points],
-                        "step": step,
-                        "seconds": kept,
-                        "random": random,
-                    }
-                )
+            _keep(checkpoint, learner, points, step)
+    if checkpoint:
+        with suppress(SpratError):  # no room for it is no reason to lose the training
+            _keep(checkpoint, learner, points, step)
     progress(f"{name}, loss {mean:.4f}", 1, 1)
     return points
+
+
+def _keep(checkpoint: Checkpoint, learner: Learner, points: list[Point], step: int) -> None:
+    """Called by every process; the first one writes."""
+    random = processes.gathered(torch.get_rng_state())
+    if processes.rank() == 0:
+        state = {"learner": learner.state(), "points": [asdict(point) for point in points], "step": step}
+        checkpoint.save({**state, "seconds": points[-1].seconds, "random": random})
 
 
 def place(count: int, number: int, seed: int) -> int:

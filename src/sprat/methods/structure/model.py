@@ -75,12 +75,12 @@ def smaller(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             text.validate()
         with no_init_weights():
             out = unfuse(AutoModelForCausalLM.from_config(config, dtype=model.dtype))
+        out.tie_weights()
+        out.load_state_dict(state)
     except Exception as error:  # each family's config has rules of its own, and errors of its own for them
         raise SourceError(
-            f"{type(model).__name__} does not allow what would be left: {str(error).strip().splitlines()[-1]}"
+            f"{type(model).__name__} does not allow what would be left: {str(error).strip().splitlines()[-1].strip()}"
         ) from error
-    out.tie_weights()
-    out.load_state_dict(state)
     return out.eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sprat import sparsity
 from sprat.errors import RecipeError, SourceError
 from sprat.methods.structure import experts, vocabulary
 from sprat.methods.structure.anatomy import Part, attention, feed_forward
@@ -17,7 +18,7 @@ from sprat.methods.structure.tokens import always
 from sprat.recipe import Recipe
 from sprat.source.experts import mixtures
 from sprat.source.load import Source
-from sprat.source.maps import decoder_layers
+from sprat.source.maps import decoder_layers, groups
 
 
 def asked(recipe: Recipe) -> dict[str, float]:
@@ -37,8 +38,9 @@ def needs_statistics(recipe: Recipe) -> bool:
 
 
 def neurons(part: Part, recipe: Recipe) -> int:
-    """How many of a feed-forward part stay."""
-    return max(1, math.floor(recipe.ffn * part.outer.shape[1] + 0.5))
+    """How many of a feed-forward part stay: whole groups of the recipe's pattern of zeros, where it has one."""
+    whole, group = part.outer.shape[1], sparsity.parse(recipe.sparsity).group or 1
+    return max(1, min(math.floor(recipe.ffn * whole / group + 0.5), whole // group)) * group
 
 
 def refuse(source: Source, recipe: Recipe) -> None:
@@ -63,15 +65,15 @@ def refuse(source: Source, recipe: Recipe) -> None:
         kept["neurons"] = dict.fromkeys(range(layers), torch.arange(neurons(part, recipe)))
     if recipe.kv_heads:
         attention(model)
-        groups = model.config.get_text_config().num_key_value_heads
-        if recipe.kv_heads > groups:
+        heads = model.config.get_text_config().num_key_value_heads
+        if recipe.kv_heads > heads:
             raise RecipeError(
-                f"recipe: kv_heads = {recipe.kv_heads} is not allowed: {source.name} has {groups} key-value heads; it "
-                f"must be 1 to {groups}, or 0 for all"
+                f"recipe: kv_heads = {recipe.kv_heads} is not allowed: {source.name} has {heads} key-value heads; it "
+                f"must be 1 to {heads}, or 0 for all"
             )
         kept["groups"] = dict.fromkeys(range(layers), torch.arange(recipe.kv_heads))
-    if kept:
-        smaller(model, Kept([0], **kept))  # the family's own rules
+    left = smaller(model, Kept([0], **kept)) if kept else model  # the family's own rules
+    sparsity.parse(recipe.sparsity).check((g.name, g.width) for g in groups(left))
     if recipe.vocabulary:
         tokenizer = vocabulary.read(source.tokenizer_files["tokenizer.json"], source.name)
         none = np.zeros(len(model.get_input_embeddings().weight))  # type: ignore[arg-type]
