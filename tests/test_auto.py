@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import sprat
@@ -12,6 +15,7 @@ from sprat.level.planner import candidates
 from sprat.recipe import Recipe
 from sprat.source.maps import decoder_layers
 from sprat.trial import healed
+from tiny_model import SENTENCES
 
 #: Of the file, in bytes.
 BUDGET = "24000"
@@ -77,6 +81,19 @@ def test_the_choice_is_that_of_fitting_every_candidate(tiny, tmp_path):
         measured = alone[row.name].measured_kl
         assert row.measured_kl in (None, measured)
         assert row.predicted_kl is None or 0.5 < row.predicted_kl / measured < 2
+
+
+def test_every_candidate_has_the_text_of_standard_input(tiny, tmp_path, monkeypatch):
+    words = np.random.default_rng(0).choice(SENTENCES.split(), 4000)
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(" ".join(words).encode())))
+    text = (str(tmp_path / "text.txt"), "-")
+    read, piped = (
+        sprat.fit(tiny.folder, BUDGET, tmp_path / "f.sprat", calibrate=given, recipe=RECIPE) for given in text
+    )
+    possible = [[row.predicted_kl is not None for row in made.considered] for made in (read, piped)]
+    assert possible[0] == possible[1]
+    assert sum(possible[0]) >= 6
 
 
 def test_the_command_prints_what_it_considered(tiny, tmp_path, capfd):

@@ -10,7 +10,8 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import sprat
-from sprat.errors import BudgetError, UnsupportedError
+from sprat import trial
+from sprat.errors import BudgetError, RecipeError, UnsupportedError
 from sprat.recipe import Recipe
 from sprat.run.native import NativeEngine
 from sprat.run.price import cache_bytes
@@ -39,10 +40,23 @@ def test_memory_is_a_budget_too(tiny, tmp_path):
 
 
 def test_healing_stays_within_the_memory(tiny, tmp_path):
-    """Products that help, and that the engine holds in 16 bits a weight, are not kept where they do not fit."""
-    recipe = replace(RECIPE, trellis=0, heal=32, heal_rank=4)
-    result = sprat.fit(tiny.folder, None, tmp_path / "f.sprat", recipe=recipe, ram="36kB", context=40)
-    assert result.ram_nbytes is not None and result.ram_nbytes <= 36_000
+    """Products that the engine would hold in 16 bits a weight are refused where those do not fit, before any training;
+    where they do, nothing is held back for them of a file that memory limits."""
+    out, recipe = tmp_path / "f.sprat", replace(RECIPE, trellis=0, heal=32, heal_rank=4)
+    with pytest.raises(
+        RecipeError, match=r"heal_rank = 4 is not allowed in 36 kB of memory: .*leave it at 0"
+    ):
+        sprat.fit(tiny.folder, None, out, recipe=recipe, ram="36kB", context=40)
+    assert not out.exists()
+    result = sprat.fit(tiny.folder, "30kB", out, recipe=recipe, ram="100kB", context=40)
+    assert result.ram_nbytes is not None and 60_000 < result.ram_nbytes <= 100_000
+    assert result.measured_kl < result.unhealed_kl
+
+
+def test_what_learnt_and_does_not_fit_is_told(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial.assembly, "healed", lambda *_: [])
+    result = sprat.fit(tiny.folder, "22kB", tmp_path / "f.sprat", recipe=replace(RECIPE, heal=4))
+    assert "healing is not kept: with what it learnt no file stays within the budget" in result.warnings
 
 
 def test_memory_that_does_not_suffice_names_what_would(tiny, tmp_path):

@@ -111,6 +111,11 @@ def test_candidates_keep_what_the_recipe_sets() -> None:
         assert few <= many
 
 
+def test_a_pattern_of_neighbours_is_none_where_columns_are_sorted() -> None:
+    found = candidates(Recipe(method="auto", order="descending", trellis=0), 30)
+    assert {c.recipe.sparsity for c in found} == {"", "0.5"}
+
+
 def test_a_mixture_may_lose_experts():
     found = candidates(Recipe(method="auto"), 30, experts=8)
     assert [c.recipe.experts for c in found if c.recipe.experts] == [7, 6]

@@ -14,7 +14,7 @@ from sprat.coding import entropy
 from sprat.coding.tensors import Entry, Lattice, LogScale
 from sprat.level.check import rebuilt
 from sprat.methods import deep
-from sprat.methods.deep import Deep
+from sprat.methods.deep import LOOK, Deep
 from sprat.methods.distil import Teacher, divergence, student_logits
 from sprat.methods.rate import MAX_SYMBOL, Rate
 from sprat.source.maps import groups
@@ -148,6 +148,22 @@ def test_bits_stay_near_what_they_were_and_a_price_takes_them_below():
     spent = [bits(learner.healed(price=price)) for price in (0.0, 0.1, 0.3, 1.0)]
     assert spent == sorted(spent, reverse=True)
     assert spent[-1] < 0.95 * spent[0]
+
+
+@pytest.mark.parametrize(("had", "follows"), [(0.8, 1), (1.0, 0), (1.25, -1)])
+def test_the_price_follows_the_bits(had, follows):
+    """had: bits when it began, as a share of those now."""
+    made = model("qwen2")
+    entries = coarse_entries(made, 4)
+    learner = Deep(Teacher(made), rebuilt(made, entries), entries, list(entries))
+    learner.bits *= had
+    prices = []
+    for _ in range(LOOK):
+        learner.learn(CONTEXTS[0], 1.0)
+        learner.step(0.0)
+        prices.append(learner.price)
+    assert prices[:-1] == prices[:1] * (LOOK - 1)
+    assert np.sign(round(prices[-1] / prices[0] - 1, 9)) == follows
 
 
 def test_the_scales_alone_may_be_kept_and_each_candidate_gets_smaller():

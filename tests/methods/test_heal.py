@@ -117,6 +117,16 @@ def test_factors_at_the_ends_are_factors_of_the_weights(family):
     assert not torch.allclose(hooked, plain(input_ids=CONTEXTS).logits, atol=0.1)
 
 
+def test_what_is_kept_is_fine_first_and_then_coarser():
+    made = model("qwen2")
+    entries = bent_entries(made, 0.1)
+    learner = healer(made, rebuilt(made, entries), entries, Recipe())
+    train(learner, CONTEXTS, Schedule(0.01, 5))
+    (versions,) = learner.candidates()
+    steps = [{e.tensor.row.resolution for n, e in found.items() if n in entries} for found in versions]
+    assert steps == [{32}, {16}, {8}, {4}]
+
+
 def test_same_arguments_same_scales_and_the_original_is_left_alone():
     made = model("qwen2")
     before = copy.deepcopy(made.state_dict())

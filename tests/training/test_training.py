@@ -106,6 +106,12 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["run.checkpoint"]
 
 
+def test_the_seed_is_the_order() -> None:
+    orders = {tuple(place(20, i, seed) for i in range(40)) for seed in range(5)}
+    assert len(orders) == 5
+    assert all(order[:20] != order[20:] for order in orders)
+
+
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**32))
 def test_every_context_once_before_any_comes_again(count, passes, seed):
     order = [place(count, i, seed) for i in range(count * passes)]
