@@ -124,7 +124,7 @@ def test_stopped_and_resumed_gives_the_same_file(made, tmp_path, monkeypatch, ra
     with pytest.raises(SpratError, match="of another run: its seed is 0, this one's 1"):
         heal(file, folder, out, budget="100%", **options, resume=True, seed=1)
     twice = {name: 2 * options[name] for name in ("rate", "contexts", "tokens")}
-    named = {"rate": "schedule", "contexts": "schedule", "tokens": "text"}
+    named = {"rate": "rate", "contexts": "length", "tokens": "text"}
     others = [({name: value}, named[name]) for name, value in twice.items()]
     # As many steps, of four contexts.
     others += [({"rank": rank + 1}, "rank"), ({"deep": True, "rank": 0, "contexts": 160}, "deep")]

@@ -208,22 +208,36 @@ def test_files_that_were_kept_outlive_a_sweep_that_keeps_none(copy, tiny):
 
 def test_a_budget_that_cannot_be_met_is_a_row(tiny, tmp_path, capfd):
     folder = tmp_path / "report"
-    words = ["--budgets", "500,50%", "--report", folder, *SETTINGS]
+    words = ["--budgets", "500,50%,200kB", "--report", folder, *SETTINGS]
     assert main(["sweep", *map(str, [tiny.folder, *words])]) == 0
     out, err = capfd.readouterr()
-    assert "not fitted" in out and "500: " in err
+    assert "not fitted" in out
+    assert re.search(
+        r"500: \w+ does not fit into 500 bytes: the smallest budget that works is [0-9,]+ bytes", err
+    )
+    assert "200kB: " in err and "nothing needs to be compressed" in err
     result = json.loads((folder / "result.json").read_text())
-    assert "smallest" in result["rows"][0]["failed"] or "500 B" in result["rows"][0]["failed"]
     assert "metrics" not in result["rows"][1] and result["knee"] is None
     assert "held-out calibration text" in (folder / "curve.svg").read_text()
     assert "No knee" in (folder / "README.md").read_text()
+
+
+def test_no_budget_met_is_an_error_and_warnings_are_told(tiny, tmp_path, capfd):
+    words = ["sweep", str(tiny.folder), "--report", str(tmp_path / "report"), *SETTINGS, "--budgets"]
+    assert main([*words, "500"]) == 2
+    assert "no budget could be met" in capfd.readouterr().err
+    assert json.loads((tmp_path / "report" / "result.json").read_text())["rows"][0]["failed"]
+    words[words.index(str(tmp_path / "report"))] = str(tmp_path / "other")
+    text = ["--calibrate", str(tiny.text), "--text", str(tiny.text), "--tokens", "640", "--context", "64"]
+    assert main([*words, "50%", *text]) == 0
+    assert re.search(r"50%: about .*% of the calibration text", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         (None, {"seed": 7}, "another seed"),
-        (None, {"recipe": Recipe(context=64, tokens=2048)}, "another recipe"),
+        (None, {"recipe": Recipe(context=64, tokens=2048)}, r"another recipe \(heal 0, not 64\)"),
         (None, {"context": 32}, "another context"),
         (None, {"text": False}, "a sweep with a text"),
         (lambda r: r["text"].update(sha256="0"), {}, "another text"),

@@ -156,7 +156,8 @@ class _Lesson:
         key = {
             "file": self.artifact.digest,
             "model": self.source.hash,
-            "schedule": str(self.schedule),
+            "length": _length(self.schedule),
+            "rate": f"{self.schedule.rate:g}",
             "deep": str(self.recipe.heal_deep),
             "rank": str(self.recipe.heal_rank),
             "seed": str(self.seed),
@@ -214,6 +215,10 @@ def _written(
     if artifact.path.resolve() != out.resolve():
         Assembled((artifact.path.read_bytes(),), artifact.ledger()).save(out)
     return HealResult(out, artifact.nbytes, artifact.nbytes, before, before, rejected, points)
+
+
+def _length(schedule: Schedule) -> str:
+    return f"{schedule.steps} steps" if schedule.seconds is None else f"{schedule.seconds / 60:g} minutes"
 
 
 def checkpoint_path(out: Path) -> Path:

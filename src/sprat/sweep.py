@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sprat import assembly, swept
+from sprat import budgets as bounds
 from sprat import job as jobs
 from sprat.errors import BudgetError, RecipeError, SpratError, StatisticsError
 from sprat.fit import finish
@@ -82,7 +83,7 @@ def sweep(
     sample = None if text is None else texts.read(text)
     if sample is not None:
         fixed["text"] = {"path": sample.name, "bytes": sample.nbytes, "sha256": sample.sha256}
-    refuse_folder(folder)
+    refuse_folder(folder, ("README.md", "curve.svg"))
     proven = swept.proven(proofs, fixed)
     result = swept.resume(folder, fixed)
     rows = {row["budget"]: row for row in result["rows"]}
@@ -174,7 +175,7 @@ def _fitted(job: Job, spreads: list[predict.Spread], budget: Budget, folder: Pat
     own = replace(job, seconds={}, warnings=list(job.warnings))
     row: dict[str, Any] = {"budget": str(budget), "budget_bytes": size}
     try:
-        found = finish(own, Limits(size), spreads, file)
+        found = finish(own, bounds.nearer(own, Limits(size), spreads), spreads, file)
     except (BudgetError, StatisticsError) as error:
         return row | {"failed": str(error)}
     return row | {

@@ -33,8 +33,7 @@ def resume(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
             then, value = (t and t.get("sha256") for t in (then, value))
         if name != "settings" and then != value:
             raise SpratError(
-                f"{folder} holds a sweep with another {name} ({_short(then)}, not {_short(value)}): "
-                "choose another folder"
+                f"{folder} holds a sweep with another {name} ({_difference(then, value)}): choose another folder"
             )
     if ("text" in before) != ("text" in fixed):
         raise SpratError(
@@ -116,6 +115,14 @@ def proven(records: Sequence[str | Path], fixed: dict[str, Any]) -> dict[str, di
             )
         found[proof["file"]["sha256"]] = proof
     return found
+
+
+def _difference(then: Any, now: Any) -> str:
+    """Of two recipes the settings that differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        return "; ".join(f"{name} {_short(then.get(name))}, not {_short(now.get(name))}" for name in other)
+    return f"{_short(then)}, not {_short(now)}"
 
 
 def _short(value: Any) -> str:

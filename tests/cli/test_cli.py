@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,19 @@ def test_whoever_reads_the_output_may_leave_early(tiny):
     with piped("inspect", tiny.file) as process:
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0)])
+def test_streams_that_are_closed_are_no_error(tiny, closed, code):
+    """As under cron."""
+    command = shlex.join([sys.executable, "-m", "sprat", "run", str(tiny.file), "the", "--max-tokens", "3"])
+    found = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=120, check=False)
+    assert found.returncode == code and b"Traceback" not in found.stderr
+
+
+def test_what_goes_wrong_with_closed_notes_has_its_status(tiny):
+    command = shlex.join([sys.executable, "-m", "sprat", "inspect", "nope.sprat"])
+    assert subprocess.run(["sh", "-c", f"{command} 2>&-"], timeout=120, check=False).returncode == 2
 
 
 def test_whoever_reads_the_notes_may_leave_early(tiny):

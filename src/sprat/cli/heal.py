@@ -100,6 +100,10 @@ def execute(arguments: argparse.Namespace) -> None:
             # One that an earlier run left is this one's only where it goes on from it.
             if first and kept.is_file() and (arguments.resume or _state(kept) != found):
                 terminal.note("a checkpoint was kept: the same command with --resume goes on from it")
+            elif first:
+                terminal.note(
+                    "nothing was kept: the first checkpoint is written after two minutes of training"
+                )
             raise
     if first:
         _show(result, arguments.file)

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import sprat
@@ -54,7 +55,8 @@ _EXAMPLES = """examples:
   sprat chat smol.sprat
   sprat prove smol.sprat --against smollm2-135m --text held-out.txt
 
-`sprat VERB --help` tells what a verb takes. SPRAT_DEBUG=1 shows where an error comes from."""
+`sprat VERB --help` tells what a verb takes. SPRAT_CACHE names the folder for what may be wanted
+again (statistics, text, predictions); SPRAT_DEBUG=1 shows where an error comes from."""
 
 #: What torch says where memory cannot be had; it raises a plain RuntimeError.
 _NO_MEMORY = "allocate memory"
@@ -81,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 2 refused or failed with a message, 130 stopped with Ctrl-C."""
     debug = bool(os.environ.get("SPRAT_DEBUG"))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as under cron
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (it stays open)
     # A terminal in another encoding shows ? for what it lacks; bytes that are no text come in as what `encode` refuses.
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):

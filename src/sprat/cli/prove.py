@@ -103,7 +103,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> None:
     """Measure, then print the figures with their intervals; warnings go to standard error."""
     if arguments.report is not None:
-        refuse_folder(arguments.report)
+        refuse_folder(arguments.report, ("result.json", "README.md", "index.html"))
     if arguments.replay is not None:
         _replay(arguments)
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from sprat.cli import terminal
 from sprat.cli.arguments import add_calibration, add_evaluation, add_model, budgets, calibrated
+from sprat.errors import BudgetError
 from sprat.sizes import format_bytes
 
 SUMMARY = "Fit a model into several budgets from one calibration, and draw quality against bytes."
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    """Fit and measure, then print a row a budget; warnings go to standard error."""
+    """Fit and measure, then print a row a budget; warnings go to standard error. BudgetError where none was met."""
     options = calibrated(arguments)  # before the import: a wrong setting is refused at once
     from sprat.sweep import sweep
 
@@ -88,8 +89,10 @@ def execute(arguments: argparse.Namespace) -> None:
             f"knee at {format_bytes(result['knee'])}; {arguments.report}/README.md says what that means"
         )
     for row in result["rows"]:
-        if "failed" in row:
-            terminal.note(f"{row['budget']}: {row['failed']}")
+        for said in [row["failed"]] if "failed" in row else row["warnings"]:
+            terminal.note(f"{row['budget']}: {said}")
+    if all("failed" in row for row in result["rows"]):
+        raise BudgetError("no budget could be met")
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -55,6 +55,10 @@ class Limits:
         raise BudgetError(
             f"{name} with a context of {self.context:,} tokens ({format_bytes(self.cache)} of key-value cache) does "
             f"not fit into {self.ram:,} bytes of memory: the smallest budget that works is "
-            f"{'' if known else 'above '}{floor:,} bytes ({format_bytes(floor)}); beside hardly a weight, "
-            f"{'' if known else 'less than '}{tokens:,} tokens would fit"
+            f"{'' if known else 'above '}{floor:,} bytes ({format_bytes(floor)}); "
+            + (
+                f"beside hardly a weight, {'' if known else 'less than '}{tokens:,} tokens would fit"
+                if tokens
+                else "no context is short enough"
+            )
         )

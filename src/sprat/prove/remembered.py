@@ -47,7 +47,10 @@ def remember(
     if not kept.opens(path):
         if not kept.agrees():
             return model
-        kept.make(path, progress)
+        try:
+            kept.make(path, progress)
+        except OSError:  # a full disk: nothing is remembered
+            return model
     return kept
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sprat.errors import SpratError
 from sprat.folders import cache_root
 
 
@@ -36,7 +37,7 @@ class Cache:
             return False
 
     def put(self, name: str, records: dict[str, Any]) -> None:
-        """Store dataclasses of tensors and integers by name, atomically."""
+        """Store dataclasses of tensors and integers by name, atomically; SpratError where there is no room."""
         tensors, numbers = {}, {}
         for key, record in records.items():
             assert is_dataclass(record) and not isinstance(record, type)
@@ -46,16 +47,21 @@ class Cache:
                     numbers[f"{key}|{field}"] = str(value)
                 else:
                     tensors[f"{key}|{field}"] = value.contiguous()
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
+        path, temporary = self._path(name), None
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+            os.close(handle)
             # Of no tensors and no numbers, safetensors writes what it cannot read, unless it is given None.
             save_file(tensors, temporary, metadata=numbers or None)
             Path(temporary).replace(path)
+        except (SafetensorError, OSError) as error:
+            raise SpratError(
+                f"cannot write into the cache {path.parent}: {error}; SPRAT_CACHE names another folder"
+            ) from error
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
 
     def get(self, name: str, kind: type) -> dict[str, Any]:
         """What `put` stored, as instances of the dataclass `kind`. A damaged file is removed and is a KeyError."""

@@ -78,7 +78,8 @@ def calibration_ids(
     if len(stream) < contexts * context:
         raise SourceError(
             f"the calibration text is too short: {len(stream)} tokens in {', '.join(specs)}, "
-            f"at least {contexts * context} are needed (or use 'self': the model writes its own)"
+            f"at least {contexts * context} are needed (what is held out counts too). Give more text, ask for fewer "
+            "tokens (sprat heal: --tokens N, elsewhere --set tokens=N), or use 'self': the model writes its own"
         )
     starts = spread(len(stream) // context, contexts, seed) * context
     ids = stream[starts[:, None] + np.arange(context)]
@@ -116,6 +117,8 @@ def _read(spec: str, tokens: int) -> str:
     if spec.startswith("hub:"):
         return _data_set(spec, tokens)
     path = Path(spec).expanduser()
+    if path.is_dir():
+        raise SourceError(f"{spec} is a folder; a calibration text is a UTF-8 file in it, or several")
     if not path.is_file():
         here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(
