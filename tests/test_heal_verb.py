@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sprat.heal as healing
-from sprat import assembly
+from sprat import assembly, trial
 from sprat import job as jobs
 from sprat.cli.main import main
 from sprat.coding import container
@@ -25,6 +25,7 @@ from sprat.prove.text import read
 from sprat.recipe import Recipe
 from sprat.run.engine import open_engine
 from sprat.source.load import load
+from sprat.source.text import tokenize
 from tiny_model import SENTENCES, save_model, write_file
 
 OPTIONS = {"contexts": 40, "tokens": 1024, "rate": 0.01}
@@ -219,13 +220,14 @@ def test_fit_heals_by_the_recipe(made, tmp_path, deep):
         assert artifact.recipe["heal_minutes"] == 0.02
 
 
-def test_more_contexts_than_the_text_has_are_written(made, monkeypatch):
+@pytest.mark.parametrize("read_on", [False, True])
+def test_more_contexts_than_the_text_has_are_written_or_read(made, monkeypatch, read_on):
     """None is learnt from twice, and none that is held out; a text of a length that the recipe says stays as it is."""
     monkeypatch.setattr(jobs, "calibration_tokens", lambda widest: 1024)
 
     def learnt(**settings):
         recipe = Recipe(context=64, held_out=2, **settings)
-        job = jobs.start(made[0], "self", 0, recipe, lambda *_: None)
+        job = jobs.start(made[0], str(made[2]) if read_on else "self", 0, recipe, lambda *_: None)
         text = torch.as_tensor(job.calibration.ids)
         found = assembly.heal_text(job)
         assert torch.equal(found[: len(text) - 2], text[:-2])
@@ -237,6 +239,24 @@ def test_more_contexts_than_the_text_has_are_written(made, monkeypatch):
     assert learnt(heal=16) == 16
     assert learnt(heal=40) == 40
     assert learnt(heal=40, tokens=1024) == 16
+    if read_on:  # as far as it goes
+        whole = tokenize(load(made[0]).tokenizer, made[2].read_text())
+        assert learnt(heal=10_000) == len(whole) // 64 - 2
+
+
+def test_a_fit_says_what_else_its_healing_read(made, tmp_path, monkeypatch):
+    folder, _, text = made
+    monkeypatch.setattr(jobs, "calibration_tokens", lambda widest: 1024)
+    monkeypatch.setattr(assembly, "fitting", lambda learner, made, fits: [(None, made(learner.healed()))])
+    monkeypatch.setattr(trial, "_measured", lambda *_: 0.0)
+    out = tmp_path / "out.sprat"
+    fit(folder, "24kB", out, str(text), recipe=Recipe(context=64, held_out=2, heal=40, heal_rate=1e-6))
+    with container.open(out) as artifact:
+        (said,) = artifact.provenance["heal"]
+        assert said["tokens"] == 24 * 64 and said["source"] == "text.txt"
+        copied = tmp_path / "copied.txt"
+        copied.write_text(text.read_text() + " ")
+        assert calibration_overlap(artifact.provenance, [read(copied)])["overlap"] > 0.9
 
 
 def test_a_deep_heal_of_a_trellis_is_refused(made, tmp_path):

@@ -30,6 +30,7 @@ from sprat.methods.healer import (
     tokens_for,
 )
 from sprat.run.price import weights_bytes
+from sprat.source.text import further
 from sprat.training import devices, processes
 from sprat.training.loop import train
 from sprat.training.schedule import Schedule
@@ -117,8 +118,13 @@ def heal_text(job: Job) -> torch.Tensor:
     else:
         wanted = 0 if recipe.tokens else min(recipe.heal * recipe.context, MOST_TOKENS)
     missing = wanted - own.numel()
-    if missing <= 0 or job.calibrate != ["self"] or recipe.vocabulary:
+    if missing <= 0 or recipe.vocabulary:
         return own
+    if job.calibrate != ["self"]:
+        known = torch.as_tensor(job.calibration.ids).numpy()
+        read = torch.as_tensor(further(job.original, job.calibrate, missing, known, job.seed))
+        job.learnt_from(read)
+        return torch.cat([own, read])
     # Another seed: the same one would write the same text again, what is held out included.
     with devices.lent(job.device, job.original.model):
         more = calibration(job.original, job.calibrate, missing, recipe, job.seed + 1, job.progress)
@@ -145,7 +151,7 @@ def _assemble(job: Job, entries: dict[str, Entry], tables: entropy.Tables | None
         config=source.config,
         entries=entries,
         recipe={**job.recipe.to_dict(), "level": level},
-        provenance=job.provenance,
+        provenance={**job.provenance, **job.learnt},
         file_extra={"tokenizer/packed": job.tokenizer},
         tables=tables,
         threads=torch.get_num_threads(),

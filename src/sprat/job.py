@@ -73,6 +73,8 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     device: torch.device = CPU
     """Where the models write, are measured, compared and healed; all else is the processor's."""
+    learnt: dict[str, Any] = field(default_factory=dict)
+    """What the file says of text that healing learnt from beside `calibration`."""
     settled: rounding.Rounded | None = None
     """The layers, once they are rounded by a method that no level changes."""
 
@@ -100,6 +102,16 @@ class Job:
             "calibration": said,
             **({"structure": self.removed} if self.removed else {}),
         }
+
+    def learnt_from(self, ids: torch.Tensor) -> None:
+        """Healing learns from `ids` too, (contexts, context) int64 of the texts that were read."""
+        said = {
+            "source": self.calibration.description,
+            "tokens": ids.numel(),
+            "sha256": list(self.calibration.text_hashes),
+            "sketch": sketch(str(self.source.tokenizer.decode(ids.flatten()))),
+        }
+        self.learnt = {"heal": [said]} if ids.numel() else {}
 
     @property
     def lost(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sprat.prove import honesty
 from sprat.prove.honesty import different_tokens
 from sprat.prove.text import Text
 
@@ -29,3 +30,11 @@ def test_a_difference_is_found_at_either_end_and_between(place):
     said = different_tokens(Letters("b"), Letters(), one, sample=10_000)
     assert "different tokens ('bab' against 'aba')" in said
     assert different_tokens(Letters("b"), Letters("b"), one, sample=10_000) == ""
+
+
+def test_contexts_beyond_what_the_model_was_made_for_are_told():
+    config = {"max_position_embeddings": 256}
+    assert honesty.beyond(config, 256) == [] == honesty.beyond({}, 10_000)
+    for given in (config, {"text_config": config, "max_position_embeddings": 9}):
+        (said,) = honesty.beyond(given, 512)
+        assert "contexts of 512 tokens are longer than the 256 that the model was made for" in said

@@ -75,6 +75,17 @@ def healings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     return [said] if isinstance(said, dict) else list(said)
 
 
+def beyond(config: dict[str, Any], context: int) -> list[str]:
+    """A warning where contexts are longer than what the model of `config` was made for."""
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    if not isinstance(positions, int) or context <= positions:
+        return []
+    return [
+        f"contexts of {context:,} tokens are longer than the {positions:,} that the model was made for: what both do "
+        f"behind those is scored too (--context {positions})"
+    ]
+
+
 def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
     if said.get("source") == "self":
         return 0.0

@@ -73,8 +73,7 @@ def calibration_ids(
         return _calibration(ids, f"written by the model itself (temperature 1, seed {seed})", ())
     if not specs:
         raise SourceError("no calibration text was named: give a file, '-', hub:NAME or self")
-    texts = [_read(s, tokens) for s in specs]
-    stream = np.concatenate([tokenize(source.tokenizer, text) for text in texts])
+    stream, hashes = _stream(source, specs, tokens)
     if len(stream) < contexts * context:
         raise SourceError(
             f"the calibration text is too short: {len(stream)} tokens in {', '.join(specs)}, "
@@ -83,8 +82,26 @@ def calibration_ids(
         )
     starts = spread(len(stream) // context, contexts, seed) * context
     ids = stream[starts[:, None] + np.arange(context)]
-    hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
     return _calibration(ids, ", ".join(Path(s).name or s for s in specs), hashes)
+
+
+def further(source: Source, specs: Sequence[str], tokens: int, known: np.ndarray, seed: int) -> np.ndarray:
+    """Up to `tokens` more tokens of texts that `known` was drawn from by `calibration_ids`, int64 (contexts, context):
+    windows of the same grid, none of which is one of `known`, int64 (n, context). As many as there are."""
+    context = known.shape[1]
+    stream, _ = _stream(source, specs, tokens + known.size)
+    windows = stream[: len(stream) // context * context].reshape(-1, context)
+    seen = {row.tobytes() for row in known}
+    fresh = windows[[row.tobytes() not in seen for row in windows]]
+    wanted = min(len(fresh), -(-tokens // context))
+    return fresh[spread(len(fresh), wanted, seed)] if wanted else fresh
+
+
+def _stream(source: Source, specs: Sequence[str], tokens: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The tokens of all texts one behind the other, int64 (n,), and each text's SHA-256."""
+    texts = [_read(s, tokens) for s in specs]
+    stream = np.concatenate([tokenize(source.tokenizer, text) for text in texts])
+    return stream, tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
