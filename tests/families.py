@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
     XGLMConfig,
 )
 
@@ -53,41 +54,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2, untied": GPT2Config(**_COMMON, tie_word_embeddings=False),
 }
 #: Families that the anatomy does not know, each with a layer of another make: masks for a whole batch (BLOOM, XGLM),
-#: tuples where others give tensors (Falcon, MPT), maps that see a batch in one row (OPT).
-_IDS = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+#: tuples where others give tensors (Falcon, MPT), maps that see a batch in one row (OPT),
+#: maps as wide as the model whatever its config says of heads (StableLM).
+_BEGUN = _COMMON | {"bos_token_id": 0}
 OTHERS: dict[str, PretrainedConfig] = {
-    "bloom": BloomConfig(**_IDS, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
-    "falcon": FalconConfig(
-        **_IDS,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_hidden_size=64,
-        initializer_range=0.2,
-        max_position_embeddings=64,
-    ),
-    "mpt": MptConfig(**_IDS, d_model=32, n_heads=4, n_layers=2, expansion_ratio=2, max_seq_len=64),
-    "opt": OPTConfig(
-        **_IDS,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=64,
-        word_embed_proj_dim=32,
-        pad_token_id=1,
-        init_std=0.2,
-        max_position_embeddings=64,
-    ),
-    "xglm": XGLMConfig(
-        **_IDS,
-        d_model=32,
-        num_layers=2,
-        attention_heads=4,
-        ffn_dim=64,
-        pad_token_id=1,
-        init_std=0.2,
-        max_position_embeddings=64,
-    ),
+    "bloom": BloomConfig(**_BEGUN),
+    "falcon": FalconConfig(**_BEGUN, ffn_hidden_size=64),
+    "mpt": MptConfig(**_BEGUN, expansion_ratio=2),
+    "opt": OPTConfig(**_BEGUN, ffn_dim=64, word_embed_proj_dim=32, pad_token_id=1, init_std=0.2),
+    "xglm": XGLMConfig(**_BEGUN, ffn_dim=64, pad_token_id=1, init_std=0.2),
+    "stablelm": StableLmConfig(**_WIDE),
 }
 ALL = CONFIGS | OTHERS
 

@@ -119,6 +119,8 @@ def test_a_pattern_that_divides_nothing_is_refused_before_anything_long(tiny, tm
         sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=Recipe(sparsity="2:5"))
     with pytest.raises(RecipeError, match=r"8:24 does not divide model\.layers\.0.* 32; .*5:16"):
         sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=Recipe(sparsity="8:24", ffn=0.8))
+    with pytest.raises(RecipeError, match=r"8:128 does not divide"):
+        sprat.fit(tiny.folder, str(LIMIT), tmp_path / "f.sprat", recipe=Recipe(sparsity="8:128", ffn=0.5))
 
 
 @pytest.mark.parametrize(("pattern", "ffn", "left"), [("2:4", 0.8, 52), ("8:16", 0.8, 48), ("2:4", 0.99, 64)])

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sprat
 from families import CONFIGS, contexts, tiny_model
@@ -128,19 +128,7 @@ def test_a_layer_less_of_a_family_whose_maps_see_a_batch_in_one_row(tiny, tmp_pa
 
 
 def test_a_family_that_fixes_its_heads_is_refused_by_name(tiny, tmp_path):
-    """StableLM's maps are as wide as its model, whatever its config says of heads."""
-    folder = shutil.copytree(tiny.folder, tmp_path / "model")
-    config = StableLmConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    folder = _folder("stablelm", tiny, tmp_path)
     with pytest.raises(
         SourceError, match="StableLmForCausalLM does not allow what would be left: size mismatch"
     ):

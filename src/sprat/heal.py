@@ -25,7 +25,6 @@ from sprat.level.check import kl_between, rebuilt
 from sprat.methods.healer import Healer, contexts_a_step, fitting, healer, memory, steps, telling, tokens_for
 from sprat.progress import Progress, silent
 from sprat.prove.honesty import healings
-from sprat.prove.overlap import sketch
 from sprat.recipe import Recipe
 from sprat.run.model import to_torch
 from sprat.sense.walk import working_dtype
@@ -288,15 +287,9 @@ def _refuse(artifact: Artifact, deep: bool, rank: int) -> None:
 def _said(lesson: _Lesson, contexts: int) -> dict[str, Any]:
     """What the file's provenance says of this healing, as `Job.provenance` does of its calibration."""
     text, learning = lesson.text, lesson.learning
-    own = not text.text_hashes  # what was read has some
-    said: dict[str, Any] = {
-        "source": "self" if own else text.description,
-        "tokens": learning.numel(),
-        "contexts": contexts,
-    }
-    if not own:
-        words = str(lesson.source.tokenizer.decode(learning.flatten()))
-        said |= {"sha256": list(text.text_hashes), "sketch": sketch(words, SKETCH)}
+    said: dict[str, Any] = {"source": "self", "tokens": learning.numel(), "contexts": contexts}
+    if text.text_hashes:  # what was read has some
+        said |= jobs.told(lesson.source, text, learning, SKETCH)
     return said
 
 

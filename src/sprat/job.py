@@ -86,14 +86,10 @@ class Job:
     def provenance(self) -> dict[str, object]:
         """What the file says of its origin, and what `prove` needs to tell whether a text was seen in calibration."""
         text = self.calibration
-        own = self.calibrate == ["self"]
-        said: dict[str, object] = {
-            "source": "self" if own else text.description,
-            "tokens": int(torch.as_tensor(text.ids).numel()),
-            "sha256": list(text.text_hashes),
-        }
-        if not own:
-            said["sketch"] = sketch(str(self.source.tokenizer.decode(torch.as_tensor(text.ids).flatten())))
+        if self.calibrate == ["self"]:
+            said = {"source": "self", "tokens": int(torch.as_tensor(text.ids).numel()), "sha256": []}
+        else:
+            said = told(self.source, text, torch.as_tensor(text.ids))
         return {
             "sprat": __version__,
             "model": self.source.name,
@@ -105,13 +101,7 @@ class Job:
 
     def learnt_from(self, ids: torch.Tensor) -> None:
         """Healing learns from `ids` too, (contexts, context) int64 of the texts that were read."""
-        said = {
-            "source": self.calibration.description,
-            "tokens": ids.numel(),
-            "sha256": list(self.calibration.text_hashes),
-            "sketch": sketch(str(self.source.tokenizer.decode(ids.flatten()))),
-        }
-        self.learnt = {"heal": [said]} if ids.numel() else {}
+        self.learnt = {"heal": [told(self.source, self.calibration, ids)]} if ids.numel() else {}
 
     @property
     def lost(self) -> float:
@@ -134,6 +124,16 @@ class Job:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def told(source: Source, text: Calibration, ids: torch.Tensor, size: int = 64) -> dict[str, Any]:
+    """What a file says of `ids` of a text that was read and learnt from. size: hashes in the sketch."""
+    return {
+        "source": text.description,
+        "tokens": ids.numel(),
+        "sha256": list(text.text_hashes),
+        "sketch": sketch(str(source.tokenizer.decode(ids.flatten())), size),
+    }
 
 
 def start(

@@ -34,7 +34,7 @@ def test_a_difference_is_found_at_either_end_and_between(place):
 
 def test_contexts_beyond_what_the_model_was_made_for_are_told():
     config = {"max_position_embeddings": 256}
-    assert honesty.beyond(config, 256) == [] == honesty.beyond({}, 10_000)
+    assert honesty._beyond(config, 256) == [] == honesty._beyond({}, 10_000)
     for given in (config, {"text_config": config, "max_position_embeddings": 9}):
-        (said,) = honesty.beyond(given, 512)
+        (said,) = honesty._beyond(given, 512)
         assert "contexts of 512 tokens are longer than the 256 that the model was made for" in said

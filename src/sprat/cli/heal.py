@@ -101,9 +101,8 @@ def execute(arguments: argparse.Namespace) -> None:
             if first and kept.is_file() and (arguments.resume or _state(kept) != found):
                 terminal.note("a checkpoint was kept: the same command with --resume goes on from it")
             elif first:
-                terminal.note(
-                    "nothing was kept: the first checkpoint is written after two minutes of training"
-                )
+                after = f"{healing.CHECKPOINT_SECONDS:.0f} s"
+                terminal.note(f"nothing was kept: the first checkpoint is written after {after} of training")
             raise
     if first:
         _show(result, arguments.file)

@@ -153,8 +153,7 @@ def compare_files(
         if nats is not None:
             kl[name] = nats
     lowest = min((row.metrics.kl for row in rows if row.metrics.kl), key=lambda e: e.value, default=None)
-    said = honesty.beyond(source.config, context)
-    said += honesty.warnings(contexts, tokens // context, dtype, lowest, {"overlap": 0.0})
+    said = honesty.warnings(source.config, contexts, tokens // context, dtype, lowest, {"overlap": 0.0})
     counted = contexts.mask.sum(axis=1)
     words = ["sprat", "compare", *refs, "--against", source.ref, "--text", str(text), "--tokens", str(tokens)]
     words += ["--context", str(context), "--dtype", dtype, "--seed", str(seed)]

@@ -75,7 +75,7 @@ def healings(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     return [said] if isinstance(said, dict) else list(said)
 
 
-def beyond(config: dict[str, Any], context: int) -> list[str]:
+def _beyond(config: dict[str, Any], context: int) -> list[str]:
     """A warning where contexts are longer than what the model of `config` was made for."""
     positions = config.get("text_config", config).get("max_position_embeddings")
     if not isinstance(positions, int) or context <= positions:
@@ -99,10 +99,16 @@ def _seen(said: dict[str, Any], texts: Sequence[Text]) -> float | None:
 
 
 def warnings(
-    contexts: Contexts, asked: int, dtype: str, kl: Estimate | None, seen: dict[str, Any]
+    config: dict[str, Any],
+    contexts: Contexts,
+    asked: int,
+    dtype: str,
+    kl: Estimate | None,
+    seen: dict[str, Any],
 ) -> list[str]:
-    """What a reader of the figures should know. asked: for how many contexts; seen: `calibration_overlap`."""
-    said = []
+    """What a reader of the figures should know. config: the model's; asked: for how many contexts; seen:
+    `calibration_overlap`."""
+    said = _beyond(config, contexts.ids.shape[1])
     clusters, unit = len(np.unique(contexts.clusters)), contexts.unit
     if len(contexts.ids) < asked:
         said.append(f"the text holds {len(contexts.ids)} contexts of the {asked} that were asked for")

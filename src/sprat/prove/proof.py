@@ -124,8 +124,8 @@ def prove(
         answers = run_tasks(source, artifact, questions, seed=seed, remember=sides.known, progress=progress)
     spent, failed = _cost(file, source.original_bytes, speed, progress)
     seen = honesty.calibration_overlap(artifact.provenance, sides.sample)
-    said = honesty.beyond(artifact.config, context)
-    said += honesty.warnings(sides.contexts, tokens // context, dtype, found.metrics.kl, seen)
+    asked, kl = tokens // context, found.metrics.kl
+    said = honesty.warnings(artifact.config, sides.contexts, asked, dtype, kl, seen)
     return Proof(
         file=_file(file, artifact),
         against={"ref": source.ref, "name": source.name, "bytes": source.original_bytes, "hash": source.hash},

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sprat.progress import Progress, silent
 from sprat.source.maps import decoder_layers
@@ -44,14 +45,7 @@ class Walk:
             found.append(isinstance(out, tuple))
             raise _Captured
 
-        hook = self.layers[0].register_forward_hook(keep)
-        try:
-            with torch.no_grad():
-                self._run(self.ids[:1])
-        except _Captured:
-            pass
-        finally:
-            hook.remove()
+        self._until(self.ids[:1], self.layers[0].register_forward_hook(keep))
         return found[0]
 
     def arguments(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -69,17 +63,21 @@ class Walk:
             if len(seen) == len(self.layers):
                 raise _Captured
 
-        with self._skipping(lambda: hidden), torch.no_grad():
-            hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
-            try:
-                self._run(ids)
-            except _Captured:
-                pass
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        with self._skipping(lambda: hidden):
+            self._until(ids, *(m.register_forward_pre_hook(keep, with_kwargs=True) for m in self.layers))
         self._arguments[batch] = seen
         return seen
+
+    def _until(self, ids: Tensor, *hooks: RemovableHandle) -> None:
+        """Run the model until one of `hooks`, which then go, has what it wants."""
+        try:
+            with torch.no_grad():
+                self._run(ids)
+        except _Captured:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _run(self, ids: Tensor) -> Any:
         return self.model(input_ids=ids.to(self.device), use_cache=False)
@@ -98,14 +96,7 @@ class Walk:
             found.append((kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).detach())
             raise _Captured
 
-        hook = self.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self._run(ids)
-        except _Captured:
-            pass
-        finally:
-            hook.remove()
+        self._until(ids, self.layers[0].register_forward_pre_hook(keep, with_kwargs=True))
         return found[0]
 
     def boundaries(self, batch: int, progress: Progress = silent) -> list[Tensor]:
@@ -128,14 +119,7 @@ class Walk:
             found.append(out[0] if isinstance(out, tuple) else out)
             raise _Captured
 
-        hook = self.layers[-1].register_forward_hook(keep)
-        try:
-            with torch.no_grad():
-                self._run(ids)
-        except _Captured:
-            pass
-        finally:
-            hook.remove()
+        self._until(ids, self.layers[-1].register_forward_hook(keep))
         return found[0]
 
     def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:

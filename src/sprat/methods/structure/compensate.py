@@ -73,7 +73,7 @@ def _refit(walk: Walk, index: int, last: Map, stream: Tensor, target: Tensor, st
     for part in batches(len(stream), BATCH):
         with _silenced(last.module) as seen:
             base = walk.call(index, stream[part])
-        # A walk that was never used runs the model once before; OPT's maps see a batch's tokens in one row.
+        # A walk that was never used runs its first layer before; OPT's maps see a batch's tokens in one row.
         x, y = (t.unflatten(0, base.shape[:2]) if t.ndim == 2 else t for t in seen[-1])
         if not kept and not torch.allclose(base + y, walk.call(index, stream[part]), rtol=0.02, atol=0.1):
             return _passed(walk, index, stream)

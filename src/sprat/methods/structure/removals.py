@@ -39,7 +39,8 @@ def needs_statistics(recipe: Recipe) -> bool:
 
 def neurons(part: Part, recipe: Recipe) -> int:
     """How many of a feed-forward part stay: whole groups of the recipe's pattern of zeros, where it has one."""
-    whole, group = part.outer.shape[1], sparsity.parse(recipe.sparsity).group or 1
+    whole, group = part.outer.shape[1], sparsity.parse(recipe.sparsity).group
+    group = group if 0 < group <= whole else 1  # a wider one is refused
     return max(1, min(math.floor(recipe.ffn * whole / group + 0.5), whole // group)) * group
 
 
